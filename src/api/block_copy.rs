@@ -1,0 +1,264 @@
+//! `BlockCopy`: the contract between the controller and the host-side job. Wanted state in spec, reached state in status.
+//!
+//! It lives in the operator's namespace, owns its Job, and is tied to its `VmMigration` by label and finalizer, not by owner
+//! reference: pruning a migration must not kill a mirror before it has been released.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::common::{Problem, Time, Tri};
+use super::libvirt_host::CopyLimits;
+use super::machine::Machine;
+use super::nutanix_cluster::NfsAddress;
+
+/// What the controller wants of the host side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "drover.dev",
+    version = "v1alpha1",
+    kind = "BlockCopy",
+    plural = "blockcopies",
+    shortname = "bc",
+    category = "drover",
+    namespaced,
+    status = "BlockCopyStatus",
+    printcolumn(name = "Hostname", type_ = "string", json_path = ".spec.hostname"),
+    printcolumn(name = "Want", type_ = "string", json_path = ".spec.want"),
+    printcolumn(name = "Reached", type_ = "string", json_path = ".status.reached"),
+    printcolumn(name = "Problem", type_ = "string", json_path = ".status.problem.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockCopySpec {
+    /// Who claims the machine.
+    pub claim: Claim,
+    /// Number of this order; it only grows. The host side refuses an order older than the newest it has seen.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub epoch: u64,
+    /// The machine, by hostname.
+    #[schemars(length(min = 1, max = 80))]
+    pub hostname: String,
+    /// libvirt's uuid of the machine, pinned once it was found. From then on the hostname is not used to find it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub domain_uuid: Option<String>,
+    /// libvirt connection URI.
+    #[schemars(length(min = 1, max = 1024))]
+    pub libvirt_uri: String,
+    /// Directory for the relay's sockets and the claim file, reachable by QEMU.
+    #[schemars(length(min = 1, max = 80))]
+    pub run_directory: String,
+    /// What is wanted.
+    pub want: Want,
+    /// Where each disk goes; needed from `Mirror` on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub disks: Vec<DiskCopy>,
+    /// Limits on copying.
+    pub limits: CopyLimits,
+    /// How long the guest may take to shut down, in seconds.
+    #[schemars(range(max = 3600))]
+    pub shutdown_timeout_seconds: u32,
+}
+
+/// The one migration that may touch a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Namespace and name of the `VmMigration`, for people.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its uid: the claim's identity.
+    #[schemars(length(max = 36))]
+    pub uid: String,
+    /// Which Drover: uid of the operator's namespace.
+    #[schemars(length(max = 36))]
+    pub installation: String,
+}
+
+/// The states of the contract. Each includes what the earlier ones promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Want {
+    /// Find the machine, claim it, report what it is. Nothing is changed but the claim.
+    Inspect,
+    /// Mirror its disks to their targets and keep them in step.
+    Mirror,
+    /// Shut the source down, prove it off, drain, prove source and target equal. Once the guest is off, nothing starts it but `Release`.
+    Quiesce,
+    /// End the mirror, give up the claim, restore autostart, and start the source if it was shut down by `Quiesce`.
+    Release,
+    /// After the target has taken over: end everything but keep the source off, marked, with autostart disabled.
+    Retire,
+}
+
+/// One disk's way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskCopy {
+    /// libvirt's target device, e.g. `vda`.
+    #[schemars(length(min = 1, max = 32))]
+    pub device: String,
+    /// Exact size of the source in bytes: what the relay exports.
+    #[schemars(range(min = 512, max = 9_007_199_254_740_991_i64))]
+    pub size_bytes: u64,
+    /// Where its bytes go.
+    pub target: NfsFile,
+}
+
+/// A file on an NFSv3 server, opened without creating.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NfsFile {
+    /// The server.
+    pub server: NfsAddress,
+    /// The export that is mounted, e.g. `/container`.
+    #[schemars(length(min = 1, max = 255))]
+    pub export: String,
+    /// Path below the export, e.g. `.acropolis/vmdisk/<vmdisk_uuid>`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub path: String,
+    /// Size the file must have, in bytes. A file of another size is refused.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub size_bytes: u64,
+}
+
+/// What the host side has reached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockCopyStatus {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The epoch of the order that this status answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub epoch: Option<u64>,
+    /// The state reached for that order. `Mirror` means that the mirror runs; `disks` and `inSync` tell how far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Want>,
+    /// When the host side last looked (it writes at least every 10 s while it runs).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_at: Option<Time>,
+    /// What keeps it from the wanted state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+    /// The machine, when it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// What the domain was doing when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<DomainStatus>,
+    /// Copying, disk by disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub disks: Vec<DiskCopyStatus>,
+    /// All disks are in sync: mirror ready, nothing left to copy, relay's backlog below its bound, unbroken.
+    #[serde(default)]
+    pub in_sync: Tri,
+    /// The guest writes faster than the target takes it, and is slowed to the target's speed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest_throttled: bool,
+    /// How often the copy had to start again.
+    #[serde(default)]
+    #[schemars(range(max = 1_000_000))]
+    pub restarts: u32,
+    /// The shutdown and its proofs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<QuiesceStatus>,
+}
+
+/// The domain as libvirt tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainStatus {
+    /// libvirt's word, e.g. `running`, `shut off`.
+    #[schemars(length(max = 32))]
+    pub state: String,
+    /// The domain bears the mark of a cutover that was carried out.
+    pub migrated: bool,
+    #[schemars(length(max = 64))]
+    pub libvirt_version: String,
+    #[schemars(length(max = 64))]
+    pub qemu_version: String,
+}
+
+/// How far one disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MirrorState {
+    /// No mirror runs.
+    None,
+    /// The first pass runs.
+    Copying,
+    /// Every write of the guest goes to both disks.
+    Ready,
+    /// The source is off; what the relay still held is being written.
+    Draining,
+    /// Everything acknowledged is on the target's disk.
+    Drained,
+}
+
+/// Copying of one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskCopyStatus {
+    #[schemars(length(max = 32))]
+    pub device: String,
+    pub state: MirrorState,
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub copied_bytes: u64,
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub total_bytes: u64,
+    /// What the target took in the last interval, in MiB/s.
+    #[schemars(range(max = 1_000_000))]
+    pub rate_mib_s: u32,
+    /// Acknowledged to QEMU, not yet on the target's disk.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub backlog_bytes: u64,
+    /// Something was written to this target, ever. Recorded before the first write: from then on zeroes must be written too.
+    pub dirtied: bool,
+}
+
+/// The shutdown and its proofs. Times are absent until the thing was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QuiesceStatus {
+    /// Autostart was disabled and the mark set, before the shutdown was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marked_at: Option<Time>,
+    /// Every disk was in sync when the shutdown was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_requested_at: Option<Time>,
+    /// First proof of off: libvirt says SHUTOFF, id -1, no managed save.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_by_libvirt_at: Option<Time>,
+    /// How it went off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub how: Option<HowOff>,
+    /// Second proof of off, independent of libvirt: no process but ours holds a source disk, and the QEMU process that was seen holding each of them is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_by_host_at: Option<Time>,
+    /// The relay has written all it acknowledged, durably.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained_at: Option<Time>,
+    /// Every process that ever wrote to a target for this migration is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writers_gone_at: Option<Time>,
+    /// Every byte of every source disk was compared with its target through a fresh connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal_at: Option<Time>,
+    /// blake3 of each disk's content, in the order of `spec.disks`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
+    pub blake3: Vec<String>,
+}
+
+/// How the source went off: a fact apart from whether it is off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HowOff {
+    /// The guest powered itself off after it was asked to.
+    Clean,
+    /// Something else stopped it: a crash, a kill, another person's `destroy`.
+    Unclear,
+}

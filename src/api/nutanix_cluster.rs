@@ -1,0 +1,85 @@
+//! `NutanixCluster`: where machines are moved to.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::common::SecretRef;
+
+/// Prism endpoints, the storage container, subnets by VLAN, and the NFS address of the storage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "drover.dev",
+    version = "v1alpha1",
+    kind = "NutanixCluster",
+    plural = "nutanixclusters",
+    shortname = "ntnx",
+    category = "drover",
+    printcolumn(name = "Prism Central", type_ = "string", json_path = ".spec.prismCentral.url"),
+    printcolumn(name = "Container", type_ = "string", json_path = ".spec.storageContainer"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NutanixClusterSpec {
+    /// Prism Central: the v4 API.
+    pub prism_central: PrismEndpoint,
+    /// Prism Element of this cluster: the v2 API, the only one that tells a disk's path on the storage.
+    pub prism_element: PrismEndpoint,
+    /// Name of the AHV cluster in Prism Central.
+    #[schemars(length(min = 1, max = 80))]
+    pub cluster_name: String,
+    /// Name of the storage container that new disks lie in.
+    #[schemars(length(min = 1, max = 75))]
+    pub storage_container: String,
+    /// NFSv3 service of the storage, as the hypervisors see it.
+    pub nfs: NfsAddress,
+    /// Subnets by VLAN.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = ("self.all(a, self.exists_one(b, b.vlan == a.vlan))", "each vlan may be listed once in subnets"))]
+    pub subnets: Vec<SubnetByVlan>,
+    /// Namespaces whose migrations may use this cluster. Empty = none: naming them is the opt-in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
+    pub allowed_namespaces: Vec<String>,
+}
+
+/// One Prism API server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PrismEndpoint {
+    /// Base URL, e.g. `https://prism.example.com:9440`.
+    #[schemars(length(min = 9, max = 1024), regex(pattern = r"^https://[^/]+$"))]
+    pub url: String,
+    /// Secret in the operator's namespace with `username` and `password`, and `ca.crt` unless the certificate is publicly trusted.
+    pub credentials: SecretRef,
+}
+
+/// An NFSv3 server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NfsAddress {
+    /// IP address of a CVM or of the cluster.
+    #[schemars(length(min = 2, max = 45))]
+    #[x_kube(validation = ("isIP(self)", "address must be an IP address: names are not resolved on the storage path"))]
+    pub address: String,
+    /// Port of the NFS service; absent = ask the portmapper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<u16>,
+    /// Port of the mount service; absent = ask the portmapper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub mount_port: Option<u16>,
+}
+
+/// A VLAN and the AHV subnet that carries it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SubnetByVlan {
+    /// VLAN id; 0 = untagged.
+    #[schemars(range(max = 4094))]
+    pub vlan: u16,
+    /// Name of the subnet in Prism.
+    #[schemars(length(min = 1, max = 80))]
+    pub subnet: String,
+}

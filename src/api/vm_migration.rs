@@ -1,0 +1,373 @@
+//! `VmMigration`: one machine to move. The only resource a client team writes.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::common::{Condition, NameRef, Problem, Time};
+use super::machine::Machine;
+
+/// Which machine, approved or not, roll back or not. Only `hostname` is required, and every verb is a field that git can own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "drover.dev",
+    version = "v1alpha1",
+    kind = "VmMigration",
+    plural = "vmmigrations",
+    shortname = "vmm",
+    category = "drover",
+    namespaced,
+    status = "VmMigrationStatus",
+    printcolumn(name = "Hostname", type_ = "string", json_path = ".spec.hostname"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Waiting for", type_ = "string", json_path = ".status.waitingFor.reason"),
+    printcolumn(name = "Copied", type_ = "string", json_path = ".status.copied"),
+    printcolumn(name = "Downtime", type_ = "string", json_path = ".status.downtime", priority = 1),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.plan.digest", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("!has(self.metadata.name) || self.metadata.name.size() <= 63", "metadata.name must have at most 63 characters: the names of the host-side job are derived from it")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "!has(self.approvedDigest) || (has(self.approved) && self.approved)",
+    "approvedDigest says which plan is approved: set approved: true with it, or remove both"
+))]
+#[x_kube(validation = (
+    "!has(self.finalize) || !self.finalize || !has(self.rollback) || !self.rollback",
+    "finalize and rollback exclude each other: finalize gives up the way back"
+))]
+pub struct VmMigrationSpec {
+    /// The machine: the name of its libvirt domain.
+    #[schemars(length(min = 1, max = 80), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))]
+    #[x_kube(validation = ("self == oldSelf", "hostname cannot change: delete this migration and create one for the other machine"))]
+    pub hostname: String,
+    /// A person's yes to the cutover. Absent means no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved: Option<bool>,
+    /// The plan that is approved: must equal `status.plan.digest`. Without it `approved` binds to the plan frozen when it is first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    pub approved_digest: Option<String>,
+    /// Undo: give up the copy or, until the target was ordered to boot, start the source again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<bool>,
+    /// Begin nothing new. What runs already (the mirror) goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<bool>,
+    /// Raise it to try again after a failure that Drover does not retry by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
+    pub attempt: Option<u32>,
+    /// Accept the result: release the claim and stop watching. The source stays defined, off, with autostart disabled; its disks are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finalize: Option<bool>,
+    /// The `LibvirtHost` the machine runs on. Absent = the only one this namespace may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_ref: Option<NameRef>,
+    /// The `NutanixCluster` to move to. Absent = the only one this namespace may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_ref: Option<NameRef>,
+    /// The `TerraformRepository` in this namespace. Absent = the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terraform_ref: Option<NameRef>,
+    /// How the cutover is done.
+    #[serde(default)]
+    pub cutover: CutoverSpec,
+}
+
+/// How the cutover is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CutoverSpec {
+    /// Not before this time, even if approved earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Time>,
+    /// How long the guest may take to shut down, in seconds, before the cutover is given up and the source keeps running.
+    #[serde(default = "default_shutdown_timeout")]
+    #[schemars(range(min = 10, max = 3600))]
+    pub shutdown_timeout_seconds: u32,
+    /// The longest outage before the source is started again instead, in seconds, counted from the guest's power-off to the power-on order.
+    #[serde(default = "default_max_downtime")]
+    #[schemars(range(min = 30, max = 86_400))]
+    pub max_downtime_seconds: u32,
+}
+
+impl Default for CutoverSpec {
+    fn default() -> Self {
+        Self {
+            not_before: None,
+            shutdown_timeout_seconds: default_shutdown_timeout(),
+            max_downtime_seconds: default_max_downtime(),
+        }
+    }
+}
+
+fn default_shutdown_timeout() -> u32 {
+    300
+}
+
+fn default_max_downtime() -> u32 {
+    900
+}
+
+/// What Drover has seen and done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VmMigrationStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// A word for people, derived from the rest and never read by Drover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub phase: Option<String>,
+    /// What it is waiting for, since when, and when it looks again. Absent when it waits for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<Waiting>,
+    /// `Ready`, `Reconciling`, `Stalled`, and one per milestone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = kube::core::ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The steps that were entered, in order, with times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub steps: Vec<StepRecord>,
+    /// Copied share, for people, e.g. `512 of 1024 MiB`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub copied: Option<String>,
+    /// The outage, for people, e.g. `12 s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub downtime: Option<String>,
+    /// The source as it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceStatus>,
+    /// The frozen plan: what an approval is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanStatus>,
+    /// The commit that defines the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terraform: Option<TerraformStatus>,
+    /// The target as it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetStatus>,
+    /// Copying, disk by disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub disks: Vec<DiskStatus>,
+    /// The approval that counts: which plan, and when it was first seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalStatus>,
+    /// The cutover's times, proofs and orders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cutover: Option<CutoverStatus>,
+    /// `spec.attempt` when the current run began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
+    pub attempt: Option<u32>,
+    /// Number of the latest order to the host side. Older orders are refused there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub epoch: Option<u64>,
+}
+
+/// A wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Waiting {
+    /// One CamelCase word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// What ends the wait, for a person.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// Since when.
+    pub since: Time,
+}
+
+/// A step that was entered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRecord {
+    #[schemars(length(max = 32))]
+    pub name: String,
+    pub started_at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+}
+
+/// The source VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// Name of the `LibvirtHost`.
+    #[schemars(length(max = 253))]
+    pub host: String,
+    /// libvirt's uuid.
+    #[schemars(length(max = 36))]
+    pub uuid: String,
+}
+
+/// The frozen plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanStatus {
+    /// `sha256:` over the canonical plan; what `spec.approvedDigest` must equal.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+    /// When it was frozen.
+    pub frozen_at: Time,
+    /// The machine it was made from.
+    pub machine: Machine,
+    /// Name of the target VM.
+    #[schemars(length(max = 80))]
+    pub target_name: String,
+    /// Path of the Terraform file in the repository.
+    #[schemars(length(max = 512))]
+    pub path: String,
+    /// The Terraform file, as committed.
+    #[schemars(length(max = 65_536))]
+    pub terraform: String,
+    /// Sizes of the target's disks in bytes, in the order of `machine.disks`.
+    #[schemars(length(max = 256), inner(range(max = 9_007_199_254_740_991_i64)))]
+    pub target_disk_bytes: Vec<u64>,
+    /// How long the guest may take to shut down, in seconds.
+    #[schemars(range(max = 3600))]
+    pub shutdown_timeout_seconds: u32,
+    /// What the plan leaves out or maps differently, for the person who approves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 1024)))]
+    pub notes: Vec<String>,
+}
+
+/// The commit that defines the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TerraformStatus {
+    /// Commit id on the branch that holds the file as planned.
+    #[schemars(length(max = 64))]
+    pub commit: String,
+    /// Digest of the plan it was written from.
+    #[schemars(length(max = 71))]
+    pub plan_digest: String,
+    pub pushed_at: Time,
+}
+
+/// The target VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetStatus {
+    /// Prism's identifier of the VM (`extId`), pinned when it is first found.
+    #[schemars(length(max = 36))]
+    pub ext_id: String,
+    /// Its disks, in the order of the plan.
+    #[schemars(length(max = 256))]
+    pub disks: Vec<TargetDisk>,
+    /// Part of the ledger: the VM appeared after this migration had pushed its definition, and was empty and off when it was first seen.
+    pub created_by_us: bool,
+}
+
+/// A disk of the target VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetDisk {
+    /// libvirt device of the source disk it is the copy of.
+    #[schemars(length(max = 32))]
+    pub device: String,
+    /// `device_uuid`: the v4 API's `extId` of the disk.
+    #[schemars(length(max = 36))]
+    pub ext_id: String,
+    /// `vmdisk_uuid`: names the backing file.
+    #[schemars(length(max = 36))]
+    pub vmdisk_uuid: String,
+    /// Path of the backing file on the NFS server, starting with the container.
+    #[schemars(length(max = 1024))]
+    pub nfs_path: String,
+    /// Size in bytes.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub size_bytes: u64,
+}
+
+/// Copying of one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatus {
+    #[schemars(length(max = 32))]
+    pub device: String,
+    #[schemars(length(max = 32))]
+    pub state: String,
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub copied_bytes: u64,
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub total_bytes: u64,
+    /// What the target took in the last interval, in MiB/s.
+    #[schemars(range(max = 1_000_000))]
+    pub rate_mib_s: u32,
+    /// Acknowledged to the guest's mirror, not yet on the target's disk.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub backlog_bytes: u64,
+}
+
+/// The approval that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalStatus {
+    /// The plan it is bound to.
+    #[schemars(length(max = 71))]
+    pub digest: String,
+    /// When it was first seen.
+    pub at: Time,
+    /// The field manager that wrote `spec.approved`, as far as the API server knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub by: Option<String>,
+    /// Why it no longer counts. Absent = it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub void: Option<String>,
+}
+
+/// The cutover.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CutoverStatus {
+    /// The cutover was ordered: the host side may shut the source down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordered_at: Option<Time>,
+    /// The guest was asked to shut down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_requested_at: Option<Time>,
+    /// The source was proven off, twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_off_at: Option<Time>,
+    /// Source and target were proven equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_equal_at: Option<Time>,
+    /// The point of no return: the order that powers the target on, recorded before it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_on: Option<PowerOnIntent>,
+    /// The target was seen on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_on_at: Option<Time>,
+    /// The target's guest was seen up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reachable_at: Option<Time>,
+    /// Why the cutover was given up before the point of no return.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandoned: Option<Problem>,
+}
+
+/// A recorded order to power the target on. It is sent with exactly these two values, so a paused controller's copy of it is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PowerOnIntent {
+    /// `NTNX-Request-Id`.
+    #[schemars(length(max = 36))]
+    pub request_id: String,
+    /// `If-Match`.
+    #[schemars(length(max = 1024))]
+    pub etag: String,
+    /// When it was recorded.
+    pub at: Time,
+}
