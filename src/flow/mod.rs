@@ -1,1 +1,4 @@
-//! flow
+//! PURE: what was seen, what to do next. No clock, no client, no await.
+
+pub mod copy;
+pub mod migration;

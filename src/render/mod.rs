@@ -1,1 +1,6 @@
-//! render
+//! PURE: a plan to text and objects, nothing else.
+
+pub mod commit;
+pub mod job;
+pub mod mirror;
+pub mod terraform;

@@ -1,1 +1,18 @@
-//! The lab.
+//! The lab: everything a migration needs, on one machine, without a data centre.
+//!
+//! Real: kube-apiserver, etcd and controller-manager ([`cluster`]), libvirt and QEMU guests ([`libvirt`], [`guest`]), NFS-Ganesha ([`nfs`]),
+//! git over http ([`git`]), Terraform's language and engine ([`tools`], [`pipeline`]). Simulated: Prism ([`prism`]) and the kubelet ([`runner`]).
+//! Several labs can run beside each other: each has its own directory, ports and libvirt instance.
+
+pub mod cluster;
+pub mod git;
+pub mod guest;
+pub mod hypervisor;
+pub mod libvirt;
+pub mod nfs;
+pub mod pipeline;
+pub mod prism;
+pub mod process;
+pub mod runner;
+pub mod throttle;
+pub mod tools;
