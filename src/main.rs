@@ -1,2 +1,50 @@
-//! Command line: operator | host | crds.
-fn main() { for crd in drover::api::crds() { println!("---\n{}", serde_saphyr::to_string(&crd).unwrap()); } }
+//! Command line: `operator | host | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
+
+use clap::{Parser, Subcommand};
+
+/// Moves running VMs from libvirt/KVM to Nutanix AHV with the outage of one reboot.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the controller.
+    Operator(drover::controller::OperatorArgs),
+    /// Run a part of the host side.
+    #[cfg(feature = "host")]
+    #[command(subcommand)]
+    Host(drover::host::HostCommand),
+    /// Print the custom resource definitions as YAML.
+    Crds,
+}
+
+fn main() -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match run(Cli::parse().command) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("drover: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Operator(args) => tokio::runtime::Runtime::new()?.block_on(drover::controller::run(args)),
+        #[cfg(feature = "host")]
+        Command::Host(command) => drover::host::run(command),
+        Command::Crds => {
+            for crd in drover::api::crds() {
+                print!("---\n{}", serde_saphyr::to_string(&crd)?);
+            }
+            Ok(())
+        }
+    }
+}

@@ -184,6 +184,9 @@ pub struct Waiting {
     pub message: String,
     /// Since when.
     pub since: Time,
+    /// How often it is looked at again, in seconds (changes of Drover's own resources are seen at once).
+    #[schemars(range(max = 3600))]
+    pub next_check_seconds: u32,
 }
 
 /// A step that was entered.
@@ -207,6 +210,9 @@ pub struct SourceStatus {
     /// libvirt's uuid.
     #[schemars(length(max = 36))]
     pub uuid: String,
+    /// The machine bore the mark of a finished cutover when it was found: it is adopted as it is and nothing is touched.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub already_migrated: bool,
 }
 
 /// The frozen plan.

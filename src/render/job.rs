@@ -1,1 +1,140 @@
-//! Not written yet.
+//! The host-side Job of a `BlockCopy`: two containers, so that the driver's death leaves the relay, and with it the mirror, alone.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EnvVar, HostPathVolumeSource, PodSpec, PodTemplateSpec, ResourceRequirements, SecurityContext,
+    Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::ObjectMeta;
+use kube::{Resource, ResourceExt};
+
+use crate::api::{BlockCopy, LibvirtHostSpec, MIGRATION_LABEL};
+
+/// What the operator's installation decides about its Jobs.
+#[derive(Clone, Debug)]
+pub struct JobSettings {
+    /// Image with the `drover` program built with its host side.
+    pub image: String,
+    /// Service account of the host side: it may read and report `BlockCopy` objects, nothing else.
+    pub service_account: String,
+}
+
+/// Containers may die as often as they like: a driver continues, a relay begins again. Only a machine's release ends the Job.
+const BACKOFF_LIMIT: i32 = 1_000_000;
+
+/// The Job that carries out a `BlockCopy`.
+pub fn job(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Job {
+    let labels: BTreeMap<String, String> = BTreeMap::from([
+        ("app.kubernetes.io/name".into(), "drover".into()),
+        ("app.kubernetes.io/component".into(), "host-job".into()),
+        (MIGRATION_LABEL.into(), copy.spec.claim.uid.clone()),
+    ]);
+    Job {
+        metadata: ObjectMeta {
+            name: Some(copy.name_any()),
+            namespace: copy.namespace(),
+            labels: Some(labels.clone()),
+            owner_references: copy.controller_owner_ref(&()).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            backoff_limit: Some(BACKOFF_LIMIT),
+            pod_replacement_policy: Some("Failed".into()),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                spec: Some(pod(copy, host, settings)),
+            },
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+fn pod(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> PodSpec {
+    PodSpec {
+        node_selector: Some(BTreeMap::from([("kubernetes.io/hostname".into(), host.node_name.clone())])),
+        service_account_name: Some(settings.service_account.clone()),
+        restart_policy: Some("OnFailure".into()),
+        // The second proof of "off" reads the host's own processes.
+        host_pid: Some(true),
+        // The storage must see the hypervisor's address, and the host's socket table shows whether a writer is gone.
+        host_network: Some(true),
+        tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
+        // Long enough for the driver to write its last report; a mirror is never ended by a deadline.
+        termination_grace_period_seconds: Some(10),
+        volumes: Some(vec![
+            host_path("run", &host.run_directory, "DirectoryOrCreate"),
+            host_path("libvirt", &host.libvirt_directory, "Directory"),
+        ]),
+        containers: vec![relay(copy, host, settings), driver(copy, host, settings)],
+        ..PodSpec::default()
+    }
+}
+
+fn relay(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Container {
+    let arguments = [
+        "--run-directory".to_owned(),
+        relay_directory(copy),
+        "--memory-mib".to_owned(),
+        copy.spec.limits.relay_memory_mib.to_string(),
+        "--max-guest-stall-millis".to_owned(),
+        copy.spec.limits.max_guest_stall_millis.to_string(),
+    ];
+    let memory = format!("{}Mi", copy.spec.limits.relay_memory_mib.saturating_mul(2).saturating_add(128));
+    Container {
+        resources: Some(ResourceRequirements {
+            limits: Some(BTreeMap::from([("memory".into(), Quantity(memory))])),
+            ..ResourceRequirements::default()
+        }),
+        ..container("relay", host, settings, &arguments)
+    }
+}
+
+fn driver(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Container {
+    let arguments = ["--namespace".to_owned(), copy.namespace().unwrap_or_default(), "--block-copy".to_owned(), copy.name_any()];
+    container("driver", host, settings, &arguments)
+}
+
+/// Directory of a `BlockCopy`'s relay on the host: its sockets and its state.
+pub fn relay_directory(copy: &BlockCopy) -> String {
+    format!("{}/{}", copy.spec.run_directory, copy.spec.claim.uid)
+}
+
+fn container(name: &str, host: &LibvirtHostSpec, settings: &JobSettings, arguments: &[String]) -> Container {
+    let mut command: Vec<String> = vec!["drover".into(), "host".into(), name.into()];
+    command.extend_from_slice(arguments);
+    Container {
+        name: name.into(),
+        image: Some(settings.image.clone()),
+        command: Some(command),
+        env: Some(vec![EnvVar { name: "RUST_LOG".into(), value: Some("info".into()), value_from: None }]),
+        volume_mounts: Some(vec![mount("run", &host.run_directory), mount("libvirt", &host.libvirt_directory)]),
+        security_context: Some(SecurityContext {
+            run_as_user: Some(0),
+            allow_privilege_escalation: Some(false),
+            // Reading source disks and /proc/PID/fd of QEMU, and binding a privileged port towards the storage, need these and no more.
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".into()]),
+                add: Some(["DAC_READ_SEARCH", "DAC_OVERRIDE", "SYS_PTRACE", "KILL", "NET_BIND_SERVICE"].map(String::from).to_vec()),
+            }),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn host_path(name: &str, path: &str, kind: &str) -> Volume {
+    Volume {
+        name: name.into(),
+        host_path: Some(HostPathVolumeSource { path: path.into(), type_: Some(kind.into()) }),
+        ..Volume::default()
+    }
+}
+
+/// Mounted at the same path as on the host: QEMU and the relay must mean the same socket by the same name.
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: name.into(), mount_path: path.into(), ..VolumeMount::default() }
+}

@@ -1,0 +1,129 @@
+//! Carries out effects. Each may be carried out twice; what it achieved is seen in the next turn.
+
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use super::context::{Context, Error};
+use super::observe;
+use crate::api::block_copy::BlockCopySpec;
+use crate::api::vm_migration::{PlanStatus, PowerOnIntent};
+use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
+use crate::edge::git;
+use crate::flow::migration::{Effect, Fact, PowerOnPermit, Refusal, Seen};
+use crate::render;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Carries out the effects in order; the first failure ends the turn.
+pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effects: Vec<Effect>) -> Result<(), Error> {
+    for effect in effects {
+        let (name, result) = match effect {
+            Effect::AddFinalizer => ("add the finalizer", finalizer(context, migration, true).await),
+            Effect::RemoveFinalizer => ("remove the finalizer", finalizer(context, migration, false).await),
+            Effect::OrderCopy(spec) => ("order the BlockCopy", order_copy(context, migration, seen, *spec).await),
+            Effect::EnsureJob => ("ensure the host-side Job", ensure_job(context, migration, seen).await),
+            Effect::DeleteCopy => ("delete the BlockCopy", delete_copy(context, migration).await),
+            Effect::Publish(plan) => ("publish the Terraform file", publish(context, migration, seen, &plan).await),
+            Effect::PowerOn { permit, ext_id, intent } => {
+                ("power the target on", power_on(context, seen, permit, &ext_id, &intent).await)
+            }
+        };
+        result.map_err(|source| Error::Act { effect: name, source })?;
+    }
+    Ok(())
+}
+
+async fn finalizer(context: &Context, migration: &VmMigration, wanted: bool) -> Result<(), Failure> {
+    let api: Api<VmMigration> = Api::namespaced(context.client.clone(), &migration.namespace().unwrap_or_default());
+    let mut finalizers: Vec<String> = migration.finalizers().to_vec();
+    finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
+    if wanted {
+        finalizers.push(MIGRATION_FINALIZER.into());
+    }
+    // With the version that was read: a finalizer that someone added meanwhile is not dropped.
+    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": migration.resource_version()}});
+    api.patch(&migration.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+fn copies(context: &Context) -> Api<BlockCopy> {
+    Api::namespaced(context.client.clone(), &context.namespace)
+}
+
+/// Changes the `BlockCopy` only if it is still the one that was seen: an order of a controller that was paused is refused.
+async fn order_copy(context: &Context, migration: &VmMigration, seen: &Seen, spec: BlockCopySpec) -> Result<(), Failure> {
+    let Fact::Known(known) = &seen.copy else { return Ok(()) };
+    match known {
+        Some(copy) => {
+            let changed = BlockCopy { spec, ..copy.clone() };
+            copies(context).replace(&copy.name_any(), &PostParams::default(), &changed).await?;
+        }
+        None => {
+            let mut copy = BlockCopy::new(&observe::copy_name(migration), spec);
+            let label = (MIGRATION_LABEL.to_owned(), migration.uid().unwrap_or_default());
+            copy.metadata = ObjectMeta { labels: Some([label].into()), ..copy.metadata };
+            copies(context).create(&PostParams::default(), &copy).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ensure_job(context: &Context, migration: &VmMigration, seen: &Seen) -> Result<(), Failure> {
+    let Ok(setup) = &seen.setup else { return Ok(()) };
+    let name = observe::copy_name(migration);
+    let jobs: Api<Job> = Api::namespaced(context.client.clone(), &context.namespace);
+    if let Some(job) = jobs.get_opt(&name).await? {
+        if ended(&job) && job.metadata.deletion_timestamp.is_none() {
+            let parameters = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+            jobs.delete(&name, &parameters).await?;
+        }
+        return Ok(());
+    }
+    let Some(copy) = copies(context).get_opt(&name).await? else { return Ok(()) };
+    let job = render::job::job(&copy, &setup.host, &context.jobs);
+    match jobs.create(&PostParams::default(), &job).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+/// A Job ends with the condition Complete or Failed; kube's own helper knows only the first.
+fn ended(job: &Job) -> bool {
+    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed"))
+}
+
+async fn delete_copy(context: &Context, migration: &VmMigration) -> Result<(), Failure> {
+    let parameters = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+    match copies(context).delete(&observe::copy_name(migration), &parameters).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: &PlanStatus) -> Result<(), Failure> {
+    let setup = seen.setup.as_ref().map_err(refused)?;
+    let publication = observe::publication(context, migration, setup, plan).await.map_err(|refusal| refused(&refusal))?;
+    let published = tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
+    tracing::info!(migration = %migration.name_any(), commit = published.commit, path = plan.path, "published");
+    Ok(())
+}
+
+async fn power_on(
+    context: &Context,
+    seen: &Seen,
+    _proven: PowerOnPermit,
+    ext_id: &str,
+    intent: &PowerOnIntent,
+) -> Result<(), Failure> {
+    let setup = seen.setup.as_ref().map_err(refused)?;
+    let central = observe::central(context, &setup.cluster).await.map_err(|refusal| refused(&refusal))?;
+    central.power_on(ext_id, &intent.etag, &intent.request_id).await?;
+    Ok(())
+}
+
+fn refused(refusal: &Refusal) -> Failure {
+    format!("{}: {}", refusal.reason, refusal.message).into()
+}

@@ -1,0 +1,111 @@
+//! What every turn shares: clients, settings, and how often each object failed in a row.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Secret};
+use kube::{Api, Client};
+
+use super::MAX_BACKOFF;
+use crate::flow::migration::Refusal;
+use crate::render::job::JobSettings;
+
+/// What went wrong in a turn, by stage.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("read {what}")]
+    Observe { what: String, source: kube::Error },
+    #[error("record the status")]
+    Record(#[source] kube::Error),
+    #[error("{effect}")]
+    Act { effect: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+}
+
+impl Error {
+    /// A bounded label for logs and metrics.
+    pub fn stage(&self) -> &'static str {
+        match self {
+            Error::Observe { .. } => "observe",
+            Error::Record(_) => "record",
+            Error::Act { .. } => "act",
+        }
+    }
+}
+
+/// Shared by all turns.
+pub struct Context {
+    pub client: Client,
+    /// The operator's namespace.
+    pub namespace: String,
+    /// Which Drover this is: uid of the operator's namespace.
+    pub installation: String,
+    pub jobs: JobSettings,
+    failures: Mutex<HashMap<String, Failure>>,
+}
+
+/// Failures in a row of one object.
+#[derive(Clone)]
+struct Failure {
+    count: u32,
+    refusal: Refusal,
+}
+
+impl Context {
+    /// Reads the installation's identity.
+    pub async fn new(client: Client, namespace: String, jobs: JobSettings) -> anyhow::Result<Self> {
+        let own = Api::<Namespace>::all(client.clone()).get(&namespace).await.map_err(|error| {
+            anyhow::Error::new(error).context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
+        })?;
+        let installation = own.metadata.uid.unwrap_or_default();
+        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default() })
+    }
+
+    /// Notes a failed turn; returns how long to wait before the next.
+    pub fn failed(&self, uid: &str, refusal: Refusal) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = failures.entry(uid.into()).or_insert(Failure { count: 0, refusal: refusal.clone() });
+        failure.count = failure.count.saturating_add(1);
+        failure.refusal = refusal;
+        Duration::from_secs(1 << failure.count.min(6)).min(MAX_BACKOFF)
+    }
+
+    /// Notes a turn that went well.
+    pub fn succeeded(&self, uid: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// What the last turn of an object met, if it failed.
+    pub fn last_failure(&self, uid: &str) -> Option<Refusal> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(uid).map(|failure| failure.refusal.clone())
+    }
+
+    /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<SecretText, Refusal> {
+        let secret = Api::<Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await;
+        match secret {
+            Ok(Some(secret)) => Ok(SecretText(secret)),
+            Ok(None) => Err(Refusal::new("SecretNotFound", format!("there is no Secret {namespace}/{name}: create it"))),
+            Err(error) => Err(Refusal::new("SecretUnreadable", format!("read Secret {namespace}/{name}: {error}"))),
+        }
+    }
+}
+
+/// A Secret's values as text.
+pub struct SecretText(Secret);
+
+impl SecretText {
+    /// The value of `key`, if it is there and is text.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let value = self.0.data.as_ref()?.get(key)?;
+        String::from_utf8(value.0.clone()).ok().map(|text| text.trim_end_matches('\n').to_owned())
+    }
+
+    /// The value of `key`, or a refusal that names the Secret.
+    pub fn require(&self, key: &str) -> Result<String, Refusal> {
+        self.get(key).ok_or_else(|| {
+            let name = self.0.metadata.name.clone().unwrap_or_default();
+            Refusal::new("SecretIncomplete", format!("Secret {name} has no text under key {key}: add it"))
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! The decision: walk the step table to the first step that is not done, and say what it needs.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::conditions;
+use super::effect::Effect;
+use super::seen::{Fact, Refusal, Seen};
+use super::step::{self, Progress};
+use super::want::wanted;
+use crate::api::block_copy::{BlockCopySpec, Claim, Want};
+use crate::api::common::Time;
+use crate::api::vm_migration::Waiting;
+use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+
+/// All that a decision depends on.
+#[derive(Clone, Debug)]
+pub struct Input<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub uid: &'a str,
+    pub generation: i64,
+    /// The object is being deleted.
+    pub deleting: bool,
+    /// Our finalizer is on the object.
+    pub held: bool,
+    /// The field manager that last wrote `spec.approved`, if the API server told.
+    pub approved_by: Option<&'a str>,
+    /// What the last turn met when it acted, if it failed.
+    pub last_failure: Option<&'a Refusal>,
+    pub spec: &'a VmMigrationSpec,
+    pub status: &'a VmMigrationStatus,
+    pub seen: &'a Seen,
+    pub now: Timestamp,
+}
+
+/// What follows from an [`Input`].
+#[derive(Debug)]
+pub struct Decision {
+    /// To be recorded before any effect is carried out.
+    pub status: VmMigrationStatus,
+    /// To be carried out in this order.
+    pub effects: Vec<Effect>,
+    /// When to look again, whatever happens.
+    pub wake: Duration,
+}
+
+/// A decision in the making.
+#[derive(Debug)]
+pub struct Draft {
+    pub status: VmMigrationStatus,
+    pub effects: Vec<Effect>,
+}
+
+/// How soon to look again while something is under way.
+const SOON: Duration = Duration::from_secs(2);
+/// How often to look when only a person can move it on.
+const LATER: Duration = Duration::from_secs(30);
+
+/// Decides. Total: every input has an answer.
+pub fn decide(input: &Input<'_>) -> Decision {
+    let mut draft = Draft { status: input.status.clone(), effects: Vec::new() };
+    draft.status.observed_generation = Some(input.generation);
+    let outcome = if input.deleting { let_go(input, &mut draft) } else { advance(input, &mut draft) };
+    let outcome = with_failure(input, outcome);
+    let wake = match &outcome {
+        Progress::Waits { refusal, stalled } => {
+            note_wait(input, &mut draft, refusal, if *stalled { LATER } else { SOON });
+            if *stalled { LATER } else { SOON }
+        }
+        Progress::Done => {
+            draft.status.waiting_for = None;
+            LATER
+        }
+    };
+    conditions::project(input, &mut draft.status, &outcome);
+    Decision { status: draft.status, effects: draft.effects, wake }
+}
+
+fn advance(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if !input.held {
+        draft.effects.push(Effect::AddFinalizer);
+        return Progress::waits("Claiming", "adding the finalizer that keeps the machine from being forgotten");
+    }
+    begin_attempt(input, draft);
+    step::take_over_report(input, draft);
+    super::gate::bind_approval(input, draft);
+    if input.spec.rollback == Some(true) {
+        return step::undo(input, draft);
+    }
+    for row in step::TABLE {
+        let progress = (row.advance)(input, draft);
+        step::note_step(&mut draft.status, row.step, matches!(progress, Progress::Done), input.now);
+        if let Progress::Waits { .. } = progress {
+            return progress;
+        }
+        if draft.status.source.as_ref().is_some_and(|source| source.already_migrated) {
+            return Progress::Done;
+        }
+    }
+    Progress::Done
+}
+
+/// A raised `spec.attempt` forgets what stopped the last one, unless the target was already ordered to boot.
+fn begin_attempt(input: &Input<'_>, draft: &mut Draft) {
+    let wanted = input.spec.attempt.unwrap_or(0);
+    let status = &mut draft.status;
+    let ordered_on = status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_some());
+    if status.attempt.is_some_and(|begun| begun < wanted) && !ordered_on && released(input) {
+        status.cutover = None;
+        status.steps.retain(|step| !matches!(step.name.as_str(), "Mirror" | "Quiesce" | "Prove"));
+    }
+    if status.attempt.is_none() || !ordered_on && released(input) {
+        status.attempt = Some(wanted);
+    }
+}
+
+/// A source that an abandoned cutover shut down must have been released before a new attempt.
+fn released(input: &Input<'_>) -> bool {
+    let Fact::Known(copy) = &input.seen.copy else { return false };
+    match copy {
+        None => true,
+        Some(copy) => copy.spec.want != Want::Release || reached(copy, Want::Release),
+    }
+}
+
+/// Whether the host side has reached `want` for the order that the `BlockCopy` now holds.
+pub fn reached(copy: &BlockCopy, want: Want) -> bool {
+    copy.status.as_ref().is_some_and(|status| {
+        copy.spec.want == want && status.epoch == Some(copy.spec.epoch) && status.reached == Some(want)
+    })
+}
+
+/// Deletion: release the source, or retire it if the target has taken over, then let the object go. Terraform file and target stay.
+fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if !input.held {
+        return Progress::Done;
+    }
+    match &input.seen.copy {
+        Fact::Known(None) => {
+            draft.effects.push(Effect::RemoveFinalizer);
+            Progress::Done
+        }
+        Fact::Known(Some(copy)) => {
+            let want = wanted(input.spec, input.status, true);
+            if reached(copy, want) || nothing_to_release(input, copy) {
+                draft.effects.extend([Effect::DeleteCopy, Effect::RemoveFinalizer]);
+                return Progress::Done;
+            }
+            order(input, draft, want);
+            Progress::waits("Releasing", "the host side ends the mirror and gives the machine up; the object goes after that")
+        }
+        Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
+        Fact::NotAsked => Progress::waits("Releasing", "the BlockCopy has not been read yet"),
+    }
+}
+
+/// A machine that was never found, or was never ours, has nothing to be released.
+fn nothing_to_release(input: &Input<'_>, copy: &BlockCopy) -> bool {
+    let never_ours = copy.status.as_ref().and_then(|status| status.problem.as_ref()).is_some_and(|problem| {
+        matches!(problem.reason.as_str(), "AlreadyClaimed" | "DomainNotFound" | "AmbiguousHostname")
+    });
+    copy.spec.want == Want::Inspect && (never_ours || input.status.source.as_ref().is_some_and(|s| s.already_migrated))
+}
+
+/// Orders the host side to reach `want`, with a new epoch when the order changes. The epoch is recorded before it is sent.
+pub fn order(input: &Input<'_>, draft: &mut Draft, want: Want) {
+    let Fact::Known(copy) = &input.seen.copy else { return };
+    let sent = copy.as_ref().map_or(0, |copy| copy.spec.epoch);
+    let recorded = draft.status.epoch.unwrap_or(0);
+    let Some(mut spec) = order_spec(input, draft, want, copy.as_ref()) else { return };
+    let unchanged = copy.as_ref().is_some_and(|copy| BlockCopySpec { epoch: copy.spec.epoch, ..spec.clone() } == copy.spec);
+    spec.epoch = if unchanged { sent.max(1) } else { recorded.max(sent) + 1 };
+    draft.status.epoch = Some(spec.epoch);
+    if !unchanged {
+        draft.effects.push(Effect::OrderCopy(Box::new(spec)));
+    }
+    draft.effects.push(Effect::EnsureJob);
+}
+
+fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockCopy>) -> Option<BlockCopySpec> {
+    if let (Some(copy), Err(_)) = (copy, &input.seen.setup) {
+        // The references are gone, but what was begun can still be ended.
+        return Some(BlockCopySpec { want, ..copy.spec.clone() });
+    }
+    let setup = input.seen.setup.as_ref().ok()?;
+    Some(BlockCopySpec {
+        claim: Claim {
+            namespace: input.namespace.into(),
+            name: input.name.into(),
+            uid: input.uid.into(),
+            installation: setup.installation.clone(),
+        },
+        epoch: 0,
+        hostname: input.spec.hostname.clone(),
+        domain_uuid: draft.status.source.as_ref().map(|source| source.uuid.clone()),
+        libvirt_uri: setup.host.uri.clone(),
+        run_directory: setup.host.run_directory.clone(),
+        want,
+        disks: step::disk_copies(setup, &draft.status),
+        limits: setup.host.limits.clone(),
+        shutdown_timeout_seconds: draft.status.plan.as_ref().map_or(input.spec.cutover.shutdown_timeout_seconds, |plan| plan.shutdown_timeout_seconds),
+    })
+}
+
+/// A step that waits for its own effect waits in vain while that effect fails: then the failure is the reason.
+fn with_failure(input: &Input<'_>, outcome: Progress) -> Progress {
+    match (outcome, input.last_failure) {
+        (Progress::Waits { refusal, stalled: false }, Some(failure)) => {
+            let message = format!("{}; the last try failed, it is tried again: {}", refusal.message, failure.message);
+            Progress::Waits { refusal: Refusal::new(&failure.reason, message), stalled: false }
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+fn note_wait(input: &Input<'_>, draft: &mut Draft, refusal: &Refusal, next: Duration) {
+    let since = match &draft.status.waiting_for {
+        Some(waiting) if waiting.reason == refusal.reason => waiting.since.clone(),
+        Some(_) | None => Time(input.now),
+    };
+    draft.status.waiting_for = Some(Waiting {
+        reason: refusal.reason.clone(),
+        message: refusal.message.clone(),
+        since,
+        next_check_seconds: u32::try_from(next.as_secs()).unwrap_or(u32::MAX),
+    });
+}

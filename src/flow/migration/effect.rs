@@ -1,0 +1,24 @@
+//! What a decision wants done. Every effect may be carried out twice.
+
+use super::permit::PowerOnPermit;
+use crate::api::block_copy::BlockCopySpec;
+use crate::api::vm_migration::{PlanStatus, PowerOnIntent};
+
+/// An order to the outside world.
+#[derive(Debug)]
+pub enum Effect {
+    /// Keep the object until its machine has been released.
+    AddFinalizer,
+    /// Let the object go.
+    RemoveFinalizer,
+    /// Create the `BlockCopy`, or change it to this.
+    OrderCopy(Box<BlockCopySpec>),
+    /// Make sure that the host-side Job of the `BlockCopy` exists.
+    EnsureJob,
+    /// Delete the `BlockCopy`; its Job goes with it.
+    DeleteCopy,
+    /// Put the planned file into the repository.
+    Publish(Box<PlanStatus>),
+    /// Power the target on. Irreversible: always the last effect of a decision.
+    PowerOn { permit: PowerOnPermit, ext_id: String, intent: PowerOnIntent },
+}

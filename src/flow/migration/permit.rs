@@ -1,0 +1,85 @@
+//! The proof without which no target is powered on.
+
+use super::decide::Input;
+use super::gate;
+use super::seen::{Fact, TargetVm};
+use crate::api::block_copy::{BlockCopyStatus, HowOff, QuiesceStatus, Want};
+use crate::api::common::Tri;
+
+/// Says that everything was proven: only [`PowerOnPermit::prove`] can make one, and an order to power on cannot be written without it.
+#[derive(Debug)]
+pub struct PowerOnPermit(());
+
+/// What is still missing, in words.
+pub type Missing = String;
+
+impl PowerOnPermit {
+    /// Checks every proof: source off twice, how it went off, drained, all writers gone, equal, approved as planned, target off and still
+    /// the same. Returns the target as it was seen with the permit.
+    pub fn prove<'a>(input: &'a Input<'_>) -> Result<(Self, &'a TargetVm), Missing> {
+        let copy = current_copy(input)?;
+        quiesced(copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
+        if !gate::approved(input) {
+            return Err("the approval does not count (any more)".into());
+        }
+        let target = same_target(input)?;
+        Ok((Self(()), target))
+    }
+}
+
+fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing> {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return Err("the BlockCopy could not be read".into()) };
+    let status = copy.status.as_ref().ok_or("the host side has not reported")?;
+    if copy.spec.want != Want::Quiesce || Some(copy.spec.epoch) != input.status.epoch || status.epoch != input.status.epoch {
+        return Err("the host side has not answered the current order".into());
+    }
+    if status.reached != Some(Want::Quiesce) {
+        return Err("the host side has not finished".into());
+    }
+    Ok(status)
+}
+
+fn quiesced(quiesce: &QuiesceStatus) -> Result<(), Missing> {
+    let QuiesceStatus {
+        marked_at,
+        shutdown_requested_at,
+        off_by_libvirt_at,
+        how,
+        off_by_host_at,
+        drained_at,
+        writers_gone_at,
+        equal_at,
+        blake3: _,
+    } = quiesce;
+    let proofs = [
+        (marked_at, "the source bears its mark"),
+        (shutdown_requested_at, "the shutdown was requested in sync"),
+        (off_by_libvirt_at, "libvirt says that the source is off"),
+        (off_by_host_at, "the host shows that the source is off"),
+        (drained_at, "all writes are on the target"),
+        (writers_gone_at, "every writer is gone"),
+        (equal_at, "source and target are equal"),
+    ];
+    if let Some((_, proof)) = proofs.iter().find(|(at, _)| at.is_none()) {
+        return Err(format!("not proven: {proof}"));
+    }
+    match how {
+        Some(HowOff::Clean) => Ok(()),
+        Some(HowOff::Unclear) | None => Err("it is not clear how the source went off".into()),
+    }
+}
+
+fn same_target<'a>(input: &'a Input<'_>) -> Result<&'a TargetVm, Missing> {
+    let pinned = input.status.target.as_ref().ok_or("no target is pinned")?;
+    let Fact::Known(vms) = &input.seen.target else { return Err("Prism could not be asked for the target".into()) };
+    let vm = vms.iter().find(|vm| vm.ext_id == pinned.ext_id).ok_or("the target VM is gone from Prism")?;
+    if vm.on != Tri::No {
+        return Err("the target was not seen off".into());
+    }
+    let same_disks = vm.disks.len() == pinned.disks.len()
+        && vm.disks.iter().zip(&pinned.disks).all(|(now, then)| now.ext_id == then.ext_id && now.size_bytes == then.size_bytes);
+    if !same_disks {
+        return Err("the target's disks are no longer those that were written".into());
+    }
+    Ok(vm)
+}

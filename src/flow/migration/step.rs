@@ -1,0 +1,632 @@
+//! The step table: what a migration is. Each row knows when it is done and what it does until then.
+
+use jiff::Timestamp;
+
+use super::decide::{Draft, Input, order, reached};
+use super::effect::Effect;
+use super::gate;
+use super::permit::PowerOnPermit;
+use super::seen::{Fact, Refusal, Setup, TargetVm};
+use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
+use crate::api::common::{Problem, Time, Tri};
+use crate::api::machine::Machine;
+use crate::api::vm_migration::{
+    CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus, TerraformStatus,
+};
+use crate::api::{BlockCopy, VmMigrationStatus};
+use crate::{plan, render};
+
+/// How far a step is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Done,
+    /// It waits; `stalled` = for something that only a person can change.
+    Waits { refusal: Refusal, stalled: bool },
+}
+
+impl Progress {
+    /// Under way: it will go on by itself.
+    pub fn waits(reason: &str, message: impl Into<String>) -> Self {
+        Self::Waits { refusal: Refusal::new(reason, message), stalled: false }
+    }
+
+    /// Somebody has to do something.
+    pub fn stalled(reason: &str, message: impl Into<String>) -> Self {
+        Self::Waits { refusal: Refusal::new(reason, message), stalled: true }
+    }
+}
+
+/// The steps, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Discover,
+    Preflight,
+    Publish,
+    Provision,
+    Prepare,
+    Mirror,
+    Approve,
+    Quiesce,
+    Prove,
+    Boot,
+    Verify,
+    Retire,
+}
+
+/// A row of the table.
+pub struct Row {
+    pub step: Step,
+    pub advance: fn(&Input<'_>, &mut Draft) -> Progress,
+}
+
+/// What a migration is.
+pub const TABLE: &[Row] = &[
+    Row { step: Step::Discover, advance: discover },
+    Row { step: Step::Preflight, advance: preflight },
+    Row { step: Step::Publish, advance: publish },
+    Row { step: Step::Provision, advance: provision },
+    Row { step: Step::Prepare, advance: prepare },
+    Row { step: Step::Mirror, advance: mirror },
+    Row { step: Step::Approve, advance: approve },
+    Row { step: Step::Quiesce, advance: quiesce },
+    Row { step: Step::Prove, advance: prove },
+    Row { step: Step::Boot, advance: boot },
+    Row { step: Step::Verify, advance: verify },
+    Row { step: Step::Retire, advance: retire },
+];
+
+/// Find the machine, through the host side.
+fn discover(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.source.is_some() {
+        return still_ours(input);
+    }
+    if let Err(refusal) = &input.seen.setup {
+        return Progress::Waits { refusal: refusal.clone(), stalled: true };
+    }
+    order(input, draft, Want::Inspect);
+    let (setup, copy) = match (&input.seen.setup, &input.seen.copy) {
+        (Err(refusal), _) => return Progress::Waits { refusal: refusal.clone(), stalled: true },
+        (Ok(_), Fact::Unknown(refusal)) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+        (Ok(_), Fact::NotAsked | Fact::Known(None)) => return Progress::waits("Discovering", "starting the host-side job"),
+        (Ok(setup), Fact::Known(Some(copy))) => (setup, copy),
+    };
+    if let Some(problem) = problem(copy) {
+        return problem;
+    }
+    let status = copy.status.clone().unwrap_or_default();
+    let (Some(machine), true) = (status.machine, reached(copy, Want::Inspect)) else {
+        return Progress::waits("Discovering", format!("the host-side job on {} looks for {}", setup.host.node_name, input.spec.hostname));
+    };
+    draft.status.source = Some(SourceStatus {
+        host: setup.host_name.clone(),
+        uuid: machine.uuid,
+        already_migrated: status.domain.is_some_and(|domain| domain.migrated),
+    });
+    Progress::Done
+}
+
+/// A machine that was found stays ours unless the host side says otherwise.
+fn still_ours(input: &Input<'_>) -> Progress {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return Progress::Done };
+    match problem(copy) {
+        Some(Progress::Waits { refusal, stalled }) if refusal.reason == "AlreadyClaimed" => Progress::Waits { refusal, stalled },
+        Some(_) | None => Progress::Done,
+    }
+}
+
+/// Reasons of the host side that only a person can remove.
+const FOR_A_PERSON: &[&str] = &[
+    "AlreadyClaimed",
+    "AlreadyMigrated",
+    "AmbiguousHostname",
+    "DomainNotFound",
+    "NotEqual",
+    "SourceChanged",
+    "SourceNotRunning",
+    "VersionTooOld",
+];
+
+/// What the host side reports for the current order as being in its way.
+fn problem(copy: &BlockCopy) -> Option<Progress> {
+    let status = copy.status.as_ref().filter(|status| status.epoch == Some(copy.spec.epoch))?;
+    let problem = status.problem.as_ref()?;
+    let stalled = FOR_A_PERSON.contains(&problem.reason.as_str());
+    Some(Progress::Waits { refusal: Refusal::new(&problem.reason, problem.message.clone()), stalled })
+}
+
+fn machine_of(copy: &Fact<Option<BlockCopy>>) -> Option<&Machine> {
+    let Fact::Known(Some(copy)) = copy else { return None };
+    copy.status.as_ref()?.machine.as_ref()
+}
+
+/// Look for what would go wrong, then freeze the plan.
+fn preflight(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.plan.is_some() {
+        return Progress::Done;
+    }
+    order(input, draft, Want::Inspect);
+    let Ok(setup) = &input.seen.setup else { return Progress::waits("Preflight", "the references could not be resolved") };
+    let Some(machine) = machine_of(&input.seen.copy) else {
+        return Progress::waits("Preflight", "waiting for the host side's report of the machine");
+    };
+    let (placement, vms) = match (&input.seen.placement, &input.seen.target) {
+        (Fact::Known(placement), Fact::Known(vms)) => (placement, vms),
+        (Fact::Unknown(refusal), _) | (_, Fact::Unknown(refusal)) => {
+            return Progress::Waits { refusal: refusal.clone(), stalled: true };
+        }
+        (Fact::NotAsked, _) | (_, Fact::NotAsked) => return Progress::waits("Preflight", "asking Prism"),
+    };
+    if let Some(vm) = vms.first() {
+        return Progress::stalled(
+            "TargetExists",
+            format!("a VM named {} ({}) exists in Prism already and was not created by this migration: rename or remove it", vm.name, vm.ext_id),
+        );
+    }
+    match make_plan(input, setup, machine, placement) {
+        Ok(plan) => {
+            draft.status.plan = Some(plan);
+            super::gate::bind_approval(input, draft);
+            Progress::Done
+        }
+        Err(refusal) => Progress::Waits { refusal, stalled: true },
+    }
+}
+
+fn make_plan(
+    input: &Input<'_>,
+    setup: &Setup,
+    machine: &Machine,
+    placement: &super::seen::Placement,
+) -> Result<PlanStatus, Refusal> {
+    let subnets: Vec<(u16, String)> = placement.subnet_ext_ids.clone();
+    let vlans: Vec<u16> = subnets.iter().map(|(vlan, _)| *vlan).collect();
+    let findings = plan::findings(machine, &input.spec.hostname, &vlans);
+    let blocking: Vec<String> = findings.iter().filter(|finding| finding.blocks()).map(ToString::to_string).collect();
+    if !blocking.is_empty() {
+        return Err(Refusal::new("PreflightFailed", blocking.join("; ")));
+    }
+    let planned = plan::make(&plan::PlanInput {
+        machine,
+        hostname: &input.spec.hostname,
+        cluster_ext_id: &placement.cluster_ext_id,
+        container_ext_id: &placement.container_ext_id,
+        subnet_ext_ids: &subnets,
+        path_template: &setup.repository.path,
+        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        origin: &format!("VmMigration {}/{} uid {}", input.namespace, input.name, input.uid),
+    })
+    .map_err(|error| Refusal::new("PreflightFailed", error.to_string()))?;
+    let terraform = render::terraform::file(&planned);
+    Ok(PlanStatus {
+        digest: plan::digest(&planned, &terraform),
+        frozen_at: Time(input.now),
+        machine: machine.clone(),
+        target_name: planned.target_name.clone(),
+        path: planned.path.clone(),
+        terraform,
+        target_disk_bytes: planned.disks.iter().map(|disk| disk.size_bytes).collect(),
+        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        notes: findings.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// Put the definition of the target into the repository.
+fn publish(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.terraform.is_some() {
+        return Progress::Done;
+    }
+    if input.spec.hold == Some(true) {
+        return Progress::stalled("Held", "planned; spec.hold is set: remove it to go on");
+    }
+    let Some(plan) = draft.status.plan.clone() else { return Progress::waits("Publishing", "there is no plan yet") };
+    match &input.seen.published {
+        Fact::Known(Some(commit)) => {
+            draft.status.terraform =
+                Some(TerraformStatus { commit: commit.clone(), plan_digest: plan.digest, pushed_at: Time(input.now) });
+            Progress::Done
+        }
+        Fact::Known(None) => {
+            let message = format!("pushing {} to the repository", plan.path);
+            draft.effects.push(Effect::Publish(Box::new(plan)));
+            Progress::waits("Publishing", message)
+        }
+        Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: true },
+        Fact::NotAsked => Progress::waits("Publishing", "asking the repository"),
+    }
+}
+
+/// Wait for the pipeline to create the VM, and see that it is the one that was planned.
+fn provision(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.target.is_some() {
+        return Progress::Done;
+    }
+    let (Some(plan), Some(terraform)) = (&draft.status.plan, &draft.status.terraform) else {
+        return Progress::waits("Provisioning", "nothing was published yet");
+    };
+    let vms = match &input.seen.target {
+        Fact::Known(vms) => vms,
+        Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+        Fact::NotAsked => return Progress::waits("Provisioning", "asking Prism"),
+    };
+    match vms.as_slice() {
+        [] => Progress::waits(
+            "Provisioning",
+            format!("waits for the repository's pipeline to apply commit {}, which creates VM {}", terraform.commit, plan.target_name),
+        ),
+        [vm] => match target_as_planned(plan, vm) {
+            Ok(target) => {
+                draft.status.target = Some(target);
+                Progress::Done
+            }
+            Err(progress) => progress,
+        },
+        several => Progress::stalled(
+            "AmbiguousTarget",
+            format!("{} VMs in Prism are named {}: remove or rename all but the one that Terraform created", several.len(), plan.target_name),
+        ),
+    }
+}
+
+fn target_as_planned(plan: &PlanStatus, vm: &TargetVm) -> Result<TargetStatus, Progress> {
+    match vm.on {
+        Tri::No => {}
+        Tri::Yes => {
+            return Err(Progress::stalled(
+                "TargetRunning",
+                format!("VM {} ({}) runs, but was defined to be created off: somebody started it; power it off", vm.name, vm.ext_id),
+            ));
+        }
+        Tri::Unknown => return Err(Progress::waits("Provisioning", "Prism does not tell whether the target is off")),
+    }
+    let sizes: Vec<u64> = vm.disks.iter().map(|disk| disk.size_bytes).collect();
+    if sizes != plan.target_disk_bytes {
+        return Err(Progress::stalled(
+            "TargetDiffers",
+            format!("VM {} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied", vm.name, plan.target_disk_bytes),
+        ));
+    }
+    let disks = plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| {
+        let (vmdisk_uuid, nfs_path) = target.backing.clone()?;
+        Some(TargetDisk {
+            device: source.device.clone(),
+            ext_id: target.ext_id.clone(),
+            vmdisk_uuid,
+            nfs_path,
+            size_bytes: target.size_bytes,
+        })
+    });
+    let disks: Option<Vec<TargetDisk>> = disks.collect();
+    let Some(disks) = disks else {
+        return Err(Progress::waits("Preparing", "Prism Element does not list every disk of the target yet"));
+    };
+    Ok(TargetStatus { ext_id: vm.ext_id.clone(), disks, created_by_us: true })
+}
+
+/// Tell the host side where the disks go.
+fn prepare(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let ready = input.seen.setup.is_ok() || matches!(&input.seen.copy, Fact::Known(Some(copy)) if !copy.spec.disks.is_empty());
+    if ready {
+        return Progress::Done;
+    }
+    let refusal = input.seen.setup.as_ref().err().cloned().unwrap_or_else(|| Refusal::new("Preparing", "resolving references"));
+    Progress::Waits { refusal, stalled: true }
+}
+
+/// The disks of an order: source device, exact size, and the file on the NFS server.
+pub fn disk_copies(setup: &Setup, status: &VmMigrationStatus) -> Vec<DiskCopy> {
+    let (Some(plan), Some(target)) = (&status.plan, &status.target) else { return Vec::new() };
+    plan.machine
+        .disks
+        .iter()
+        .zip(&target.disks)
+        .map(|(source, target)| {
+            let (export, path) = split_export(&target.nfs_path);
+            DiskCopy {
+                device: source.device.clone(),
+                size_bytes: source.size_bytes,
+                target: NfsFile { server: setup.cluster.nfs.clone(), export, path, size_bytes: target.size_bytes },
+            }
+        })
+        .collect()
+}
+
+/// `/container/.acropolis/vmdisk/x` is `.acropolis/vmdisk/x` of the export `/container`.
+fn split_export(nfs_path: &str) -> (String, String) {
+    let inner = nfs_path.trim_start_matches('/');
+    match inner.split_once('/') {
+        Some((container, path)) => (format!("/{container}"), path.into()),
+        None => (nfs_path.into(), String::new()),
+    }
+}
+
+/// Copy, and keep in step.
+fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let cutover = draft.status.cutover.clone().unwrap_or_default();
+    if let Some(abandoned) = &cutover.abandoned {
+        return given_up(input, draft, &abandoned.clone());
+    }
+    if cutover.ordered_at.is_some() {
+        return Progress::Done;
+    }
+    order(input, draft, Want::Mirror);
+    let Fact::Known(Some(copy)) = &input.seen.copy else {
+        return Progress::waits("Mirroring", "starting the host-side job");
+    };
+    if let Some(changed) = source_changed(draft, copy) {
+        return changed;
+    }
+    if let Some(problem) = problem(copy) {
+        return problem;
+    }
+    let in_sync = reached(copy, Want::Mirror) && copy.status.as_ref().is_some_and(|status| status.in_sync.is_yes());
+    if in_sync { Progress::Done } else { Progress::waits("Mirroring", "copying while the source runs") }
+}
+
+/// The plan was frozen for a machine of a certain shape; if that changed, the plan is no longer about it.
+fn source_changed(draft: &Draft, copy: &BlockCopy) -> Option<Progress> {
+    let planned = &draft.status.plan.as_ref()?.machine;
+    let now = copy.status.as_ref()?.machine.as_ref()?;
+    (planned != now).then(|| {
+        Progress::stalled(
+            "SourceChanged",
+            "the source's definition changed after the plan was frozen: restore it, or delete this migration and create it again",
+        )
+    })
+}
+
+/// A cutover that was given up: the source runs (again); a raised attempt tries anew.
+fn given_up(input: &Input<'_>, draft: &mut Draft, why: &Problem) -> Progress {
+    let want = super::want::wanted(input.spec, &draft.status, false);
+    order(input, draft, want);
+    let done = matches!(&input.seen.copy, Fact::Known(Some(copy)) if reached(copy, want));
+    let source = if done { "the source runs" } else { "the source is being given back" };
+    Progress::stalled(&why.reason, format!("the cutover was given up, {source}: {}. Raise spec.attempt to try again", why.message))
+}
+
+/// The gate: a person's yes, and the time.
+fn approve(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.cutover.as_ref().is_some_and(|cutover| cutover.ordered_at.is_some()) {
+        return Progress::Done;
+    }
+    match gate::closed(input, draft) {
+        Some(refusal) => Progress::Waits { refusal, stalled: false },
+        None => Progress::Done,
+    }
+}
+
+/// Shut the source down; the host side proves it off, drained and equal.
+fn quiesce(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let mut cutover = draft.status.cutover.clone().unwrap_or_default();
+    if cutover.power_on.is_some() {
+        return Progress::Done;
+    }
+    if cutover.ordered_at.is_none() {
+        cutover.ordered_at = Some(Time(input.now));
+    }
+    draft.status.cutover = Some(cutover.clone());
+    if let Some(why) = reason_to_abandon(input, draft, &cutover) {
+        let problem = Problem { reason: why.reason, message: why.message, since: Time(input.now) };
+        draft.status.cutover = Some(CutoverStatus { abandoned: Some(problem.clone()), ..cutover });
+        return given_up(input, draft, &problem);
+    }
+    order(input, draft, Want::Quiesce);
+    match &input.seen.copy {
+        Fact::Known(Some(copy)) if reached(copy, Want::Quiesce) => Progress::Done,
+        Fact::Known(Some(_)) => Progress::waits("Quiescing", quiesce_stage(&cutover)),
+        Fact::Known(None) | Fact::NotAsked => Progress::waits("Quiescing", "starting the host-side job"),
+        Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
+    }
+}
+
+fn quiesce_stage(cutover: &CutoverStatus) -> &'static str {
+    match (&cutover.shutdown_requested_at, &cutover.source_off_at) {
+        (None, _) => "the host side prepares the shutdown",
+        (Some(_), None) => "the guest shuts down",
+        (Some(_), Some(_)) => "the source is off; the last writes are being written and compared",
+    }
+}
+
+/// Before the point of no return there is always the way back: what makes us take it.
+fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) -> Option<Refusal> {
+    if !counts_still(input, draft) {
+        return Some(Refusal::new("ApprovalWithdrawn", "the approval was withdrawn before the target was started"));
+    }
+    if let Some(Time(off)) = &cutover.source_off_at {
+        let down = input.now.duration_since(*off).as_secs();
+        if down > i64::from(input.spec.cutover.max_downtime_seconds) {
+            let limit = input.spec.cutover.max_downtime_seconds;
+            return Some(Refusal::new("MaxDowntimeExceeded", format!("the source was off for {down} s, more than the {limit} s of maxDowntimeSeconds")));
+        }
+    }
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return None };
+    let status = copy.status.as_ref().filter(|status| copy.spec.want == Want::Quiesce && status.epoch == Some(copy.spec.epoch))?;
+    if status.quiesce.as_ref().is_some_and(|quiesce| quiesce.how == Some(HowOff::Unclear)) {
+        return Some(Refusal::new("UnclearShutdown", "the source went off, but not by its own clean shutdown"));
+    }
+    let problem = status.problem.as_ref()?;
+    ends_the_cutover(&problem.reason).then(|| Refusal::new(&problem.reason, problem.message.clone()))
+}
+
+/// The host side's problems that do not pass by waiting.
+fn ends_the_cutover(reason: &str) -> bool {
+    matches!(reason, "ShutdownTimedOut" | "NotInSync" | "NotEqual" | "MirrorBroken" | "SourceChanged" | "SourceNotRunning" | "StaleOrder")
+}
+
+fn counts_still(input: &Input<'_>, draft: &Draft) -> bool {
+    input.spec.approved == Some(true) && draft.status.approval.as_ref().is_some_and(|approval| approval.void.is_none())
+}
+
+/// Everything proven: record the order to power on. Recording it is the point of no return.
+fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let mut cutover = draft.status.cutover.clone().unwrap_or_default();
+    if cutover.power_on.is_some() {
+        return Progress::Done;
+    }
+    match PowerOnPermit::prove(input) {
+        Ok((_permit, target)) => {
+            let seed = format!("{}/{}/{}", input.uid, draft.status.epoch.unwrap_or(0), target.etag);
+            let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
+            cutover.power_on = Some(PowerOnIntent { request_id, etag: target.etag.clone(), at: Time(input.now) });
+            draft.status.cutover = Some(cutover);
+            // Sent in the next turn, when this record is known to be stored.
+            Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
+        }
+        Err(missing) => Progress::waits("Proving", missing),
+    }
+}
+
+/// Power the target on with exactly the recorded order.
+fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let mut cutover = draft.status.cutover.clone().unwrap_or_default();
+    if cutover.target_on_at.is_some() {
+        return Progress::Done;
+    }
+    let (Some(intent), Some(pinned)) = (input.status.cutover.as_ref().and_then(|c| c.power_on.clone()), &input.status.target) else {
+        return Progress::waits("PoweringOn", "the order is being recorded");
+    };
+    let vm = match &input.seen.target {
+        Fact::Known(vms) => vms.iter().find(|vm| vm.ext_id == pinned.ext_id),
+        Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+        Fact::NotAsked => return Progress::waits("PoweringOn", "asking Prism"),
+    };
+    if vm.is_some_and(|vm| vm.on.is_yes()) {
+        cutover.target_on_at = Some(Time(input.now));
+        draft.status.cutover = Some(cutover);
+        return Progress::Done;
+    }
+    match PowerOnPermit::prove(input) {
+        Ok((permit, target)) if target.etag == intent.etag => {
+            draft.effects.push(Effect::PowerOn { permit, ext_id: pinned.ext_id.clone(), intent });
+            Progress::waits("PoweringOn", "the target is being powered on")
+        }
+        Ok((_permit, target)) => {
+            // Somebody changed the VM after the order was recorded: Prism refuses the old one for good, so a new one can be recorded.
+            cutover.power_on = Some(PowerOnIntent { etag: target.etag.clone(), at: Time(input.now), request_id: next_request_id(&intent, target) });
+            draft.status.cutover = Some(cutover);
+            Progress::waits("PoweringOn", "the target changed in Prism; the order is recorded anew")
+        }
+        Err(missing) => Progress::waits("PoweringOn", missing),
+    }
+}
+
+fn next_request_id(intent: &PowerOnIntent, target: &TargetVm) -> String {
+    let seed = format!("{}/{}", intent.request_id, target.etag);
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string()
+}
+
+/// See the guest up: AHV learns addresses from what the guest sends.
+fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    let mut cutover = draft.status.cutover.clone().unwrap_or_default();
+    if cutover.reachable_at.is_some() {
+        return Progress::Done;
+    }
+    let vm = match (&input.seen.target, &input.status.target) {
+        (Fact::Known(vms), Some(pinned)) => vms.iter().find(|vm| vm.ext_id == pinned.ext_id),
+        (Fact::Unknown(refusal), _) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+        (Fact::Known(_) | Fact::NotAsked, _) => None,
+    };
+    let has_nics = draft.status.plan.as_ref().is_some_and(|plan| !plan.machine.nics.is_empty());
+    match vm {
+        Some(vm) if vm.on.is_yes() && (!has_nics || !vm.learned_ips.is_empty()) => {
+            cutover.reachable_at = Some(Time(input.now));
+            draft.status.cutover = Some(cutover);
+            Progress::Done
+        }
+        Some(vm) if vm.on == Tri::No => Progress::stalled("TargetStopped", "the target was powered on and is off again: look at its console in Prism"),
+        Some(_) => Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network"),
+        None => Progress::waits("Verifying", "asking Prism"),
+    }
+}
+
+/// Until it is finalised, the source stays as it is, off and marked.
+fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if input.spec.finalize != Some(true) {
+        return Progress::Done;
+    }
+    match &input.seen.copy {
+        Fact::Known(None) => Progress::Done,
+        Fact::Known(Some(copy)) if reached(copy, Want::Retire) => {
+            draft.effects.push(Effect::DeleteCopy);
+            Progress::Done
+        }
+        Fact::Known(Some(_)) | Fact::NotAsked => {
+            order(input, draft, Want::Retire);
+            Progress::waits("Retiring", "the host side gives up its claim; the source stays defined and off")
+        }
+        Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
+    }
+}
+
+/// `spec.rollback`: give the source back.
+pub fn undo(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    if draft.status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_some()) {
+        return Progress::stalled(
+            "PastPointOfNoReturn",
+            "the target was ordered to boot; undoing that is not built yet. Remove spec.rollback, or power the target off in Prism and start the source by hand",
+        );
+    }
+    let copy = match &input.seen.copy {
+        Fact::Known(Some(copy)) => copy,
+        Fact::Known(None) | Fact::NotAsked => return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on"),
+        Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+    };
+    order(input, draft, Want::Release);
+    if reached(copy, Want::Release) {
+        return Progress::stalled("RolledBack", "the source runs and is released; Terraform file and target VM are kept. Remove spec.rollback to go on");
+    }
+    Progress::waits("RollingBack", "the host side gives the source back")
+}
+
+/// Takes the host side's report over into the status: for people, and to remember the cutover's times.
+pub fn take_over_report(input: &Input<'_>, draft: &mut Draft) {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return };
+    let Some(report) = &copy.status else { return };
+    draft.status.disks = report.disks.iter().map(disk_status).collect();
+    draft.status.copied = copied(report);
+    let current = copy.spec.want == Want::Quiesce && report.epoch == Some(copy.spec.epoch);
+    if let (Some(quiesce), Some(cutover), true) = (&report.quiesce, draft.status.cutover.as_mut(), current) {
+        cutover.shutdown_requested_at = cutover.shutdown_requested_at.clone().or(quiesce.shutdown_requested_at.clone());
+        cutover.source_off_at = cutover.source_off_at.clone().or(quiesce.off_by_libvirt_at.clone());
+        cutover.proven_equal_at = cutover.proven_equal_at.clone().or(quiesce.equal_at.clone());
+    }
+}
+
+fn disk_status(disk: &crate::api::block_copy::DiskCopyStatus) -> DiskStatus {
+    DiskStatus {
+        device: disk.device.clone(),
+        state: match disk.state {
+            MirrorState::None => "None",
+            MirrorState::Copying => "Copying",
+            MirrorState::Ready => "Ready",
+            MirrorState::Draining => "Draining",
+            MirrorState::Drained => "Drained",
+        }
+        .into(),
+        copied_bytes: disk.copied_bytes,
+        total_bytes: disk.total_bytes,
+        rate_mib_s: disk.rate_mib_s,
+        backlog_bytes: disk.backlog_bytes,
+    }
+}
+
+fn copied(report: &BlockCopyStatus) -> Option<String> {
+    const MIB: u64 = 1 << 20;
+    let total: u64 = report.disks.iter().map(|disk| disk.total_bytes).sum();
+    let copied: u64 = report.disks.iter().map(|disk| disk.copied_bytes).sum();
+    (total > 0).then(|| format!("{} of {} MiB", copied / MIB, total / MIB))
+}
+
+/// Keeps the list of entered steps with their times.
+pub fn note_step(status: &mut VmMigrationStatus, step: Step, done: bool, now: Timestamp) {
+    let name = format!("{step:?}");
+    let record = match status.steps.iter_mut().find(|record| record.name == name) {
+        Some(record) => record,
+        None => {
+            status.steps.push(StepRecord { name, started_at: Time(now), finished_at: None });
+            status.steps.last_mut().expect("one was just pushed")
+        }
+    };
+    if done && record.finished_at.is_none() {
+        record.finished_at = Some(Time(now));
+    }
+}

@@ -1,0 +1,26 @@
+//! What the host side is to do, from what people want and what is remembered. One function, so that no two places disagree.
+
+use crate::api::block_copy::Want;
+use crate::api::{VmMigrationSpec, VmMigrationStatus};
+
+/// The wanted state of the `BlockCopy`.
+pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool) -> Want {
+    let cutover = status.cutover.clone().unwrap_or_default();
+    let finalize = spec.finalize == Some(true);
+    let rollback = spec.rollback == Some(true);
+    if cutover.power_on.is_some() {
+        // Past the point of no return the source must never be started by a plain release.
+        return if deleting || finalize { Want::Retire } else { Want::Quiesce };
+    }
+    if deleting || rollback {
+        return Want::Release;
+    }
+    if cutover.abandoned.is_some() {
+        // A source that was shut down is started again; one that never stopped simply stays mirrored.
+        return if cutover.shutdown_requested_at.is_some() || cutover.source_off_at.is_some() { Want::Release } else { Want::Mirror };
+    }
+    if cutover.ordered_at.is_some() {
+        return Want::Quiesce;
+    }
+    if status.target.is_some() { Want::Mirror } else { Want::Inspect }
+}
