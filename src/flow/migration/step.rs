@@ -6,10 +6,10 @@ use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::gate;
 use super::permit::PowerOnPermit;
-use super::seen::{Fact, Refusal, Setup, TargetVm};
+use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{Problem, Time, Tri};
-use crate::api::machine::Machine;
+use crate::api::machine::{Disk, Machine};
 use crate::api::vm_migration::{
     CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus, TerraformStatus,
 };
@@ -240,76 +240,81 @@ fn provision(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if draft.status.target.is_some() {
         return Progress::Done;
     }
+    match planned_target(input, draft) {
+        Ok(_) => Progress::Done,
+        Err(progress) => progress,
+    }
+}
+
+fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetVm, Progress> {
     let (Some(plan), Some(terraform)) = (&draft.status.plan, &draft.status.terraform) else {
-        return Progress::waits("Provisioning", "nothing was published yet");
+        return Err(Progress::waits("Provisioning", "nothing was published yet"));
     };
     let vms = match &input.seen.target {
         Fact::Known(vms) => vms,
-        Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
-        Fact::NotAsked => return Progress::waits("Provisioning", "asking Prism"),
+        Fact::Unknown(refusal) => return Err(Progress::Waits { refusal: refusal.clone(), stalled: false }),
+        Fact::NotAsked => return Err(Progress::waits("Provisioning", "asking Prism")),
     };
-    match vms.as_slice() {
-        [] => Progress::waits(
-            "Provisioning",
-            format!("waits for the repository's pipeline to apply commit {}, which creates VM {}", terraform.commit, plan.target_name),
-        ),
-        [vm] => match target_as_planned(plan, vm) {
-            Ok(target) => {
-                draft.status.target = Some(target);
-                Progress::Done
-            }
-            Err(progress) => progress,
-        },
-        several => Progress::stalled(
-            "AmbiguousTarget",
-            format!("{} VMs in Prism are named {}: remove or rename all but the one that Terraform created", several.len(), plan.target_name),
-        ),
-    }
-}
-
-fn target_as_planned(plan: &PlanStatus, vm: &TargetVm) -> Result<TargetStatus, Progress> {
+    let vm = match vms.as_slice() {
+        [vm] => vm,
+        [] => {
+            let commit = &terraform.commit;
+            let message = format!("waits for the repository's pipeline to apply commit {commit}, which creates VM {}", plan.target_name);
+            return Err(Progress::waits("Provisioning", message));
+        }
+        several => {
+            let message =
+                format!("{} VMs in Prism are named {}: remove or rename all but the one that Terraform created", several.len(), plan.target_name);
+            return Err(Progress::stalled("AmbiguousTarget", message));
+        }
+    };
+    let named = format!("VM {} ({})", vm.name, vm.ext_id);
     match vm.on {
         Tri::No => {}
         Tri::Yes => {
-            return Err(Progress::stalled(
-                "TargetRunning",
-                format!("VM {} ({}) runs, but was defined to be created off: somebody started it; power it off", vm.name, vm.ext_id),
-            ));
+            let message = format!("{named} runs, but was defined to be created off: somebody started it; power it off");
+            return Err(Progress::stalled("TargetRunning", message));
         }
-        Tri::Unknown => return Err(Progress::waits("Provisioning", "Prism does not tell whether the target is off")),
+        Tri::Unknown => return Err(Progress::waits("Provisioning", format!("Prism does not tell whether {named} is off"))),
     }
     let sizes: Vec<u64> = vm.disks.iter().map(|disk| disk.size_bytes).collect();
     if sizes != plan.target_disk_bytes {
-        return Err(Progress::stalled(
-            "TargetDiffers",
-            format!("VM {} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied", vm.name, plan.target_disk_bytes),
-        ));
+        let message =
+            format!("{named} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied", plan.target_disk_bytes);
+        return Err(Progress::stalled("TargetDiffers", message));
     }
-    let disks = plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| {
-        let (vmdisk_uuid, nfs_path) = target.backing.clone()?;
-        Some(TargetDisk {
-            device: source.device.clone(),
-            ext_id: target.ext_id.clone(),
-            vmdisk_uuid,
-            nfs_path,
-            size_bytes: target.size_bytes,
-        })
-    });
-    let disks: Option<Vec<TargetDisk>> = disks.collect();
-    let Some(disks) = disks else {
-        return Err(Progress::waits("Preparing", "Prism Element does not list every disk of the target yet"));
-    };
-    Ok(TargetStatus { ext_id: vm.ext_id.clone(), disks, created_by_us: true })
+    Ok(vm)
 }
 
-/// Tell the host side where the disks go.
+/// Learn where the target's disks lie on the storage, and pin the target's identities: from here on it is this VM and no other.
 fn prepare(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    let ready = input.seen.setup.is_ok() || matches!(&input.seen.copy, Fact::Known(Some(copy)) if !copy.spec.disks.is_empty());
-    if ready {
+    if draft.status.target.is_some() {
         return Progress::Done;
     }
-    let refusal = input.seen.setup.as_ref().err().cloned().unwrap_or_else(|| Refusal::new("Preparing", "resolving references"));
-    Progress::Waits { refusal, stalled: true }
+    let (vm, Some(plan)) = (planned_target(input, draft), &draft.status.plan) else {
+        return Progress::waits("Preparing", "there is no plan yet");
+    };
+    let vm = match vm {
+        Ok(vm) => vm,
+        Err(progress) => return progress,
+    };
+    let disks: Option<Vec<TargetDisk>> = plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| target_disk(source, target)).collect();
+    let Some(disks) = disks else {
+        return Progress::waits("Preparing", "Prism Element does not list every disk of the target yet");
+    };
+    draft.status.target = Some(TargetStatus { ext_id: vm.ext_id.clone(), disks, created_by_us: true });
+    Progress::Done
+}
+
+fn target_disk(source: &Disk, target: &TargetVmDisk) -> Option<TargetDisk> {
+    let (vmdisk_uuid, nfs_path) = target.backing.clone()?;
+    Some(TargetDisk {
+        device: source.device.clone(),
+        ext_id: target.ext_id.clone(),
+        vmdisk_uuid,
+        nfs_path,
+        size_bytes: target.size_bytes,
+    })
 }
 
 /// The disks of an order: source device, exact size, and the file on the NFS server.

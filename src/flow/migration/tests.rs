@@ -1,1 +1,536 @@
+//! The decision core against a small world in memory: the whole way, and what must never happen on it.
 
+use jiff::{Timestamp, ToSpan};
+
+use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use super::{Decision, Effect, Input, decide};
+use crate::api::block_copy::{
+    BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want,
+};
+use crate::api::common::{Problem, Time, Tri};
+use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
+use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+
+const GIB: u64 = 1 << 30;
+
+fn machine() -> Machine {
+    let disk = |device: &str, size_bytes| Disk {
+        device: device.into(),
+        bus: DiskBus::Virtio,
+        source: DiskSource::File,
+        path: format!("/var/lib/libvirt/images/{device}.img"),
+        format: DiskFormat::Raw,
+        size_bytes,
+    };
+    Machine {
+        name: "web01".into(),
+        uuid: "5d2d1c1a-0000-4000-8000-000000000001".into(),
+        title: None,
+        cpu: Cpu { sockets: 1, cores_per_socket: 2, threads_per_core: 1 },
+        memory_bytes: GIB,
+        firmware: Firmware::Bios,
+        board: Board::Pc,
+        disks: vec![disk("vda", GIB), disk("vdb", 3 * GIB)],
+        left_out: vec![],
+        nics: vec![Nic { mac: "52:54:00:00:00:01".into(), vlan: Some(10), network: None }],
+        on_poweroff: "destroy".into(),
+        persistent: true,
+    }
+}
+
+fn setup() -> Setup {
+    let parse = |json: serde_json::Value| json;
+    Setup {
+        host_name: "kvm1".into(),
+        host: serde_json::from_value(parse(serde_json::json!({"nodeName": "node1", "allowedNamespaces": ["team"]}))).expect("valid"),
+        cluster_name: "ahv1".into(),
+        cluster: serde_json::from_value(serde_json::json!({
+            "prismCentral": {"url": "https://pc:9440", "credentials": {"name": "pc"}},
+            "prismElement": {"url": "https://pe:9440", "credentials": {"name": "pe"}},
+            "clusterName": "c1", "storageContainer": "ctr", "nfs": {"address": "10.0.0.1"},
+            "subnets": [{"vlan": 10, "subnet": "vlan10"}], "allowedNamespaces": ["team"],
+        }))
+        .expect("valid"),
+        repository: serde_json::from_value(serde_json::json!({"url": "https://git/x.git"})).expect("valid"),
+        installation: "installation-1".into(),
+    }
+}
+
+/// Everything outside the core, as simple as it can be: the host side reaches what it is told to at once.
+struct World {
+    spec: VmMigrationSpec,
+    status: VmMigrationStatus,
+    held: bool,
+    deleting: bool,
+    copy: Option<BlockCopy>,
+    published: Option<String>,
+    target: Option<TargetVm>,
+    source_runs: bool,
+    host_answers: bool,
+    prism_answers: bool,
+    now: Timestamp,
+    power_ons: Vec<(String, String)>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            spec: serde_json::from_value(serde_json::json!({"hostname": "web01"})).expect("valid"),
+            status: VmMigrationStatus::default(),
+            held: false,
+            deleting: false,
+            copy: None,
+            published: None,
+            target: None,
+            source_runs: true,
+            host_answers: true,
+            prism_answers: true,
+            now: Timestamp::from_second(1_700_000_000).expect("in range"),
+            power_ons: vec![],
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        let Needs { placement, published, target, backing: _ } = needs(&self.status);
+        let placed = Placement {
+            cluster_ext_id: "c".into(),
+            container_ext_id: "s".into(),
+            subnet_ext_ids: vec![(10, "n".into())],
+        };
+        let prism = |asked: bool, known: Fact<Vec<TargetVm>>| match (asked, self.prism_answers) {
+            (false, _) => Fact::NotAsked,
+            (true, false) => Fact::Unknown(Refusal::new("PrismUnreachable", "no answer")),
+            (true, true) => known,
+        };
+        Seen {
+            setup: Ok(setup()),
+            copy: Fact::Known(self.copy.clone()),
+            placement: if placement { Fact::Known(placed) } else { Fact::NotAsked },
+            published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
+            target: prism(target, Fact::Known(self.target.clone().into_iter().collect())),
+        }
+    }
+
+    fn decide(&self, seen: &Seen) -> Decision {
+        decide(&Input {
+            namespace: "team",
+            name: "web01",
+            uid: "uid-1",
+            generation: 1,
+            deleting: self.deleting,
+            held: self.held,
+            approved_by: None,
+            last_failure: None,
+            spec: &self.spec,
+            status: &self.status,
+            seen,
+            now: self.now,
+        })
+    }
+
+    /// One turn: decide, record, act; then the host side and the pipeline do their part.
+    fn turn(&mut self) {
+        let seen = self.seen();
+        let decision = self.decide(&seen);
+        self.status = decision.status;
+        for effect in decision.effects {
+            self.act(effect);
+        }
+        self.host_side();
+        if self.published.is_some() && self.target.is_none() {
+            self.target = Some(new_target());
+        }
+        self.now = self.now.checked_add(1.second()).expect("in range");
+        assert!(!(self.source_runs && self.target_runs()), "I1: source and target run at the same time");
+    }
+
+    fn turns(&mut self, count: usize) {
+        for _ in 0..count {
+            self.turn();
+        }
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::AddFinalizer => self.held = true,
+            Effect::RemoveFinalizer => self.held = false,
+            Effect::OrderCopy(spec) => {
+                let status = self.copy.take().and_then(|copy| copy.status);
+                assert!(spec.epoch == self.status.epoch.unwrap_or(0), "the epoch is recorded before it is sent");
+                self.copy = Some(BlockCopy { status, ..BlockCopy::new("web01", *spec) });
+            }
+            Effect::EnsureJob => {}
+            Effect::DeleteCopy => self.copy = None,
+            Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
+            Effect::PowerOn { permit: _, ext_id, intent } => {
+                assert!(!self.source_runs, "I1: the target was powered on while the source ran");
+                self.power_ons.push((ext_id, intent.request_id));
+                if let Some(target) = self.target.as_mut() {
+                    target.on = Tri::Yes;
+                    target.learned_ips = vec!["10.0.0.7".into()];
+                    target.etag.push('+');
+                }
+            }
+        }
+    }
+
+    fn host_side(&mut self) {
+        let (now, answers) = (Time(self.now), self.host_answers);
+        let Some(copy) = self.copy.as_mut().filter(|_| answers) else { return };
+        let want = copy.spec.want;
+        let disks = copy.spec.disks.iter().map(|disk| DiskCopyStatus {
+            device: disk.device.clone(),
+            state: if want == Want::Mirror { MirrorState::Ready } else { MirrorState::Drained },
+            copied_bytes: disk.size_bytes,
+            total_bytes: disk.size_bytes,
+            rate_mib_s: 0,
+            backlog_bytes: 0,
+            dirtied: true,
+        });
+        match want {
+            Want::Quiesce => self.source_runs = false,
+            Want::Release => self.source_runs = true,
+            Want::Inspect | Want::Mirror | Want::Retire => {}
+        }
+        copy.status = Some(BlockCopyStatus {
+            epoch: Some(copy.spec.epoch),
+            reached: Some(want),
+            seen_at: Some(now.clone()),
+            machine: Some(machine()),
+            domain: Some(DomainStatus {
+                state: "running".into(),
+                migrated: false,
+                libvirt_version: "9.0.0".into(),
+                qemu_version: "7.2.0".into(),
+            }),
+            disks: disks.collect(),
+            in_sync: Tri::from(want == Want::Mirror),
+            quiesce: (want == Want::Quiesce).then(|| proven(&now)),
+            ..BlockCopyStatus::default()
+        });
+    }
+
+    fn report(&mut self) -> &mut BlockCopyStatus {
+        self.copy.as_mut().and_then(|copy| copy.status.as_mut()).expect("the host side has reported")
+    }
+
+    fn problem(&mut self, reason: &str) {
+        let since = Time(self.now);
+        let report = self.report();
+        report.problem = Some(Problem { reason: reason.into(), message: "words".into(), since });
+        report.reached = None;
+    }
+
+    fn target_runs(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.on.is_yes())
+    }
+
+    fn waits_for(&self) -> &str {
+        self.status.waiting_for.as_ref().map_or("", |waiting| waiting.reason.as_str())
+    }
+
+    /// A migration that is in sync and waits for its approval.
+    fn in_sync() -> Self {
+        let mut world = Self::new();
+        world.turns(12);
+        assert_eq!(world.waits_for(), "Approval");
+        world
+    }
+
+    fn approve(&mut self) {
+        self.spec.approved = Some(true);
+    }
+}
+
+fn proven(now: &Time) -> QuiesceStatus {
+    QuiesceStatus {
+        marked_at: Some(now.clone()),
+        shutdown_requested_at: Some(now.clone()),
+        off_by_libvirt_at: Some(now.clone()),
+        how: Some(HowOff::Clean),
+        off_by_host_at: Some(now.clone()),
+        drained_at: Some(now.clone()),
+        writers_gone_at: Some(now.clone()),
+        equal_at: Some(now.clone()),
+        blake3: vec![],
+    }
+}
+
+fn new_target() -> TargetVm {
+    let disk = |index: u32, size_bytes| TargetVmDisk {
+        ext_id: format!("device-{index}"),
+        index,
+        size_bytes,
+        backing: Some((format!("vmdisk-{index}"), format!("/ctr/.acropolis/vmdisk/vmdisk-{index}"))),
+    };
+    TargetVm {
+        ext_id: "vm-1".into(),
+        name: "web01".into(),
+        on: Tri::No,
+        etag: "v1".into(),
+        disks: vec![disk(0, 2 * GIB), disk(1, 4 * GIB)],
+        learned_ips: vec![],
+    }
+}
+
+#[test]
+fn goes_all_the_way_after_one_approval() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turns(8);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    assert_eq!(world.power_ons.len(), 1);
+    assert!(world.target_runs() && !world.source_runs);
+}
+
+#[test]
+fn never_moves_on_without_approval() {
+    let mut world = World::in_sync();
+    world.turns(50);
+    assert_eq!(world.waits_for(), "Approval");
+    assert!(world.source_runs && world.power_ons.is_empty());
+}
+
+#[test]
+fn an_idle_wait_changes_nothing() {
+    let mut world = World::in_sync();
+    let before = world.status.clone();
+    world.turns(20);
+    assert_eq!(world.status, before);
+}
+
+#[test]
+fn an_approval_before_the_copy_is_in_sync_is_latched() {
+    let mut world = World::new();
+    world.turns(4);
+    assert!(world.status.plan.is_some() && world.status.target.is_none());
+    world.approve();
+    world.turns(20);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn an_approval_before_any_plan_does_not_count_until_it_names_the_plan() {
+    let mut world = World::new();
+    world.approve();
+    world.turns(20);
+    assert_eq!(world.waits_for(), "ApprovalVoid");
+    assert!(world.source_runs);
+    world.spec.approved_digest = world.status.plan.as_ref().map(|plan| plan.digest.clone());
+    world.turns(8);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn an_approval_of_another_plan_does_not_count() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.spec.approved_digest = Some(format!("sha256:{}", "0".repeat(64)));
+    world.turns(10);
+    assert_eq!(world.waits_for(), "ApprovalVoid");
+    assert!(world.source_runs);
+}
+
+#[test]
+fn every_single_proof_is_needed() {
+    let drop_proof: [fn(&mut QuiesceStatus); 8] = [
+        |quiesce| quiesce.marked_at = None,
+        |quiesce| quiesce.shutdown_requested_at = None,
+        |quiesce| quiesce.off_by_libvirt_at = None,
+        |quiesce| quiesce.off_by_host_at = None,
+        |quiesce| quiesce.drained_at = None,
+        |quiesce| quiesce.writers_gone_at = None,
+        |quiesce| quiesce.equal_at = None,
+        |quiesce| quiesce.how = None,
+    ];
+    for drop_proof in drop_proof {
+        let mut world = World::in_sync();
+        world.approve();
+        world.turn();
+        drop_proof(world.report().quiesce.as_mut().expect("proven"));
+        world.host_answers = false;
+        world.turns(10);
+        assert!(world.power_ons.is_empty(), "powered on although a proof was missing");
+        assert_eq!(world.waits_for(), "Proving");
+    }
+}
+
+#[test]
+fn an_answer_to_an_older_order_proves_nothing() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    let report = world.report();
+    report.epoch = report.epoch.map(|epoch| epoch - 1);
+    world.host_answers = false;
+    world.turns(10);
+    assert!(world.power_ons.is_empty());
+}
+
+#[test]
+fn an_unclear_shutdown_gives_the_source_back() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.report().quiesce.as_mut().expect("proven").how = Some(HowOff::Unclear);
+    world.turns(4);
+    assert!(world.source_runs && world.power_ons.is_empty());
+    assert_eq!(world.waits_for(), "UnclearShutdown");
+}
+
+#[test]
+fn a_shutdown_that_times_out_gives_the_source_back_and_a_raised_attempt_tries_again() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.report().quiesce = None;
+    world.problem("ShutdownTimedOut");
+    world.turns(4);
+    assert_eq!(world.waits_for(), "ShutdownTimedOut");
+    assert!(world.source_runs);
+    world.spec.attempt = Some(1);
+    world.turns(10);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn too_long_an_outage_gives_the_source_back() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.report().reached = None;
+    world.host_answers = false;
+    world.turn();
+    world.now = world.now.checked_add(1000.seconds()).expect("in range");
+    world.turn();
+    world.host_answers = true;
+    world.turns(3);
+    assert_eq!(world.waits_for(), "MaxDowntimeExceeded");
+    assert!(world.source_runs && world.power_ons.is_empty());
+}
+
+#[test]
+fn a_withdrawn_approval_gives_the_source_back() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.report().reached = None;
+    world.host_answers = false;
+    world.spec.approved = None;
+    world.turn();
+    world.host_answers = true;
+    world.turns(3);
+    assert!(world.source_runs && world.power_ons.is_empty());
+}
+
+#[test]
+fn silence_from_prism_is_not_off() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.prism_answers = false;
+    world.turns(10);
+    assert!(world.power_ons.is_empty());
+    world.prism_answers = true;
+    world.turns(5);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn a_target_that_somebody_started_is_a_refusal() {
+    let mut world = World::new();
+    world.turns(5);
+    world.target.as_mut().expect("created").on = Tri::Yes;
+    world.source_runs = false; // so that the world's own check of I1 does not fire
+    world.turn();
+    assert_eq!(world.waits_for(), "TargetRunning");
+    assert!(world.status.target.is_none());
+}
+
+#[test]
+fn a_target_changed_behind_our_back_gets_a_new_order_with_its_new_version() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.status.cutover.as_ref().is_none_or(|cutover| cutover.power_on.is_none()) {
+        world.turn();
+    }
+    let first = world.status.cutover.as_ref().and_then(|cutover| cutover.power_on.clone()).expect("recorded");
+    world.target.as_mut().expect("created").etag = "v2".into();
+    world.turns(6);
+    let second = world.status.cutover.as_ref().and_then(|cutover| cutover.power_on.clone()).expect("recorded");
+    assert_eq!(second.etag, "v2");
+    assert_ne!(first.request_id, second.request_id);
+    assert_eq!(world.power_ons, vec![("vm-1".to_owned(), second.request_id)]);
+}
+
+#[test]
+fn deletion_before_the_cutover_releases_the_source() {
+    let mut world = World::in_sync();
+    world.deleting = true;
+    world.turns(4);
+    assert!(!world.held && world.copy.is_none() && world.source_runs);
+}
+
+#[test]
+fn deletion_after_the_cutover_leaves_the_target_running_and_the_source_off() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turns(10);
+    world.deleting = true;
+    world.turns(4);
+    assert!(!world.held && world.target_runs() && !world.source_runs);
+}
+
+#[test]
+fn rollback_before_the_cutover_releases_the_source_and_its_removal_goes_on() {
+    let mut world = World::in_sync();
+    world.spec.rollback = Some(true);
+    world.turns(3);
+    assert_eq!(world.status.phase.as_deref(), Some("RolledBack"));
+    world.spec.rollback = None;
+    world.turns(3);
+    assert_eq!(world.waits_for(), "Approval");
+}
+
+#[test]
+fn a_machine_claimed_by_another_is_refused_by_name() {
+    let mut world = World::new();
+    world.turns(2);
+    world.problem("AlreadyClaimed");
+    world.host_answers = false;
+    world.turn();
+    assert_eq!(world.waits_for(), "AlreadyClaimed");
+    assert!(world.published.is_none());
+}
+
+#[test]
+fn a_source_that_bears_the_mark_of_a_cutover_is_adopted_and_nothing_is_touched() {
+    let mut world = World::new();
+    world.turns(2);
+    world.report().domain.as_mut().expect("reported").migrated = true;
+    world.host_answers = false;
+    world.approve();
+    world.turns(5);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    assert!(world.published.is_none() && world.power_ons.is_empty());
+}
+
+#[test]
+fn a_target_that_exists_before_we_publish_is_refused() {
+    let mut world = World::new();
+    world.target = Some(new_target());
+    world.turns(5);
+    assert_eq!(world.waits_for(), "TargetExists");
+    assert!(world.published.is_none());
+}
+
+#[test]
+fn finalize_retires_the_source_without_starting_it() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turns(10);
+    world.spec.finalize = Some(true);
+    world.turns(4);
+    assert!(world.copy.is_none() && !world.source_runs && world.target_runs());
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}

@@ -16,8 +16,8 @@ pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool
         return Want::Release;
     }
     if cutover.abandoned.is_some() {
-        // A source that was shut down is started again; one that never stopped simply stays mirrored.
-        return if cutover.shutdown_requested_at.is_some() || cutover.source_off_at.is_some() { Want::Release } else { Want::Mirror };
+        // Whether or not it ever stopped: a shutdown that was asked for may still come.
+        return Want::Release;
     }
     if cutover.ordered_at.is_some() {
         return Want::Quiesce;
