@@ -53,7 +53,12 @@ fn copies(context: &Context) -> Api<BlockCopy> {
 }
 
 /// Changes the `BlockCopy` only if it is still the one that was seen: an order of a controller that was paused is refused.
-async fn order_copy(context: &Context, migration: &VmMigration, seen: &Seen, spec: BlockCopySpec) -> Result<(), Failure> {
+async fn order_copy(
+    context: &Context,
+    migration: &VmMigration,
+    seen: &Seen,
+    spec: BlockCopySpec,
+) -> Result<(), Failure> {
     let Fact::Known(known) = &seen.copy else { return Ok(()) };
     match known {
         Some(copy) => {
@@ -76,7 +81,8 @@ async fn ensure_job(context: &Context, migration: &VmMigration, seen: &Seen) -> 
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &context.namespace);
     if let Some(job) = jobs.get_opt(&name).await? {
         if ended(&job) && job.metadata.deletion_timestamp.is_none() {
-            let parameters = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+            let parameters =
+                DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
             jobs.delete(&name, &parameters).await?;
         }
         return Ok(());
@@ -92,11 +98,14 @@ async fn ensure_job(context: &Context, migration: &VmMigration, seen: &Seen) -> 
 /// A Job ends with the condition Complete or Failed; kube's own helper knows only the first.
 fn ended(job: &Job) -> bool {
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed"))
+    conditions
+        .iter()
+        .any(|condition| condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed"))
 }
 
 async fn delete_copy(context: &Context, migration: &VmMigration) -> Result<(), Failure> {
-    let parameters = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+    let parameters =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
     match copies(context).delete(&observe::copy_name(migration), &parameters).await {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         other => Ok(other.map(drop)?),
@@ -105,7 +114,8 @@ async fn delete_copy(context: &Context, migration: &VmMigration) -> Result<(), F
 
 async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: &PlanStatus) -> Result<(), Failure> {
     let setup = seen.setup.as_ref().map_err(refused)?;
-    let publication = observe::publication(context, migration, setup, plan).await.map_err(|refusal| refused(&refusal))?;
+    let publication =
+        observe::publication(context, migration, setup, plan).await.map_err(|refusal| refused(&refusal))?;
     let published = tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
     tracing::info!(migration = %migration.name_any(), commit = published.commit, path = plan.path, "published");
     Ok(())

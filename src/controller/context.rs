@@ -55,7 +55,8 @@ impl Context {
     /// Reads the installation's identity.
     pub async fn new(client: Client, namespace: String, jobs: JobSettings) -> anyhow::Result<Self> {
         let own = Api::<Namespace>::all(client.clone()).get(&namespace).await.map_err(|error| {
-            anyhow::Error::new(error).context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
+            anyhow::Error::new(error)
+                .context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
         })?;
         let installation = own.metadata.uid.unwrap_or_default();
         Ok(Self { client, namespace, installation, jobs, failures: Mutex::default() })
@@ -85,7 +86,9 @@ impl Context {
         let secret = Api::<Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await;
         match secret {
             Ok(Some(secret)) => Ok(SecretText(secret)),
-            Ok(None) => Err(Refusal::new("SecretNotFound", format!("there is no Secret {namespace}/{name}: create it"))),
+            Ok(None) => {
+                Err(Refusal::new("SecretNotFound", format!("there is no Secret {namespace}/{name}: create it")))
+            }
             Err(error) => Err(Refusal::new("SecretUnreadable", format!("read Secret {namespace}/{name}: {error}"))),
         }
     }

@@ -17,8 +17,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use tracing::{debug, info, warn};
 
-pub use context::Error;
 use context::Context;
+pub use context::Error;
 
 use crate::api::{BlockCopy, VmMigration};
 use crate::render::job::JobSettings;

@@ -67,7 +67,10 @@ async fn element(context: &Context, cluster: &NutanixClusterSpec) -> Result<Pris
     PrismElement::new(&cluster.prism_element.url, &username, &password, ca.as_deref()).map_err(|error| prism(&error))
 }
 
-async fn prism_credentials(context: &Context, endpoint: &PrismEndpoint) -> Result<(String, String, Option<String>), Refusal> {
+async fn prism_credentials(
+    context: &Context,
+    endpoint: &PrismEndpoint,
+) -> Result<(String, String, Option<String>), Refusal> {
     let secret: SecretText = context.secret(&context.namespace, &endpoint.credentials.name).await?;
     Ok((secret.require("username")?, secret.require("password")?, secret.get("ca.crt")))
 }
@@ -76,14 +79,21 @@ fn prism(error: &crate::edge::prism::PrismError) -> Refusal {
     Refusal::new(error.reason(), error.to_string())
 }
 
-async fn placement(central: &Result<PrismCentral, Refusal>, cluster: &NutanixClusterSpec) -> Result<Placement, Refusal> {
+async fn placement(
+    central: &Result<PrismCentral, Refusal>,
+    cluster: &NutanixClusterSpec,
+) -> Result<Placement, Refusal> {
     let central = central.as_ref().map_err(Clone::clone)?;
     let missing = |what: &str, name: &str| {
-        Refusal::new("PlacementNotFound", format!("Prism Central knows no {what} named {name}: check the NutanixCluster"))
+        Refusal::new(
+            "PlacementNotFound",
+            format!("Prism Central knows no {what} named {name}: check the NutanixCluster"),
+        )
     };
     let cluster_ext_id = central.find_cluster(&cluster.cluster_name).await.map_err(|error| prism(&error))?;
     let cluster_ext_id = cluster_ext_id.ok_or_else(|| missing("cluster", &cluster.cluster_name))?;
-    let container = central.find_container(&cluster.storage_container, &cluster_ext_id).await.map_err(|error| prism(&error))?;
+    let container =
+        central.find_container(&cluster.storage_container, &cluster_ext_id).await.map_err(|error| prism(&error))?;
     let container_ext_id = container.ok_or_else(|| missing("storage container", &cluster.storage_container))?;
     let mut subnet_ext_ids = Vec::new();
     for subnet in &cluster.subnets {
@@ -131,7 +141,9 @@ fn target_vm(vm: Vm, etag: String, backing: &[ElementDisk]) -> TargetVm {
             // Joined by device_uuid and cross-checked by index and size: a file name taken from the wrong disk would be written to.
             backing: backing
                 .iter()
-                .find(|found| found.device_uuid == disk.ext_id && found.index == disk.index && found.size_bytes == disk.size_bytes)
+                .find(|found| {
+                    found.device_uuid == disk.ext_id && found.index == disk.index && found.size_bytes == disk.size_bytes
+                })
                 .map(|found| (found.vmdisk_uuid.clone(), found.nfs_path.clone())),
         })
         .collect();
@@ -150,7 +162,12 @@ fn target_vm(vm: Vm, etag: String, backing: &[ElementDisk]) -> TargetVm {
     }
 }
 
-async fn published(context: &Context, migration: &VmMigration, setup: &Setup, plan: &PlanStatus) -> Result<Option<String>, Refusal> {
+async fn published(
+    context: &Context,
+    migration: &VmMigration,
+    setup: &Setup,
+    plan: &PlanStatus,
+) -> Result<Option<String>, Refusal> {
     let publication = publication(context, migration, setup, plan).await?;
     let found = tokio::task::spawn_blocking(move || git::find(&publication)).await;
     let found = found.map_err(|error| Refusal::new("GitFailed", error.to_string()))?;
@@ -170,7 +187,8 @@ pub async fn publication(
         None => (None, None),
         Some(reference) => {
             let secret = context.secret(&namespace, &reference.name).await?;
-            let credentials = Credentials { username: secret.require("username")?, password: secret.require("password")? };
+            let credentials =
+                Credentials { username: secret.require("username")?, password: secret.require("password")? };
             (Some(credentials), secret.get("ca.crt"))
         }
     };
@@ -191,8 +209,9 @@ pub async fn publication(
 /// The field manager that last wrote `spec.approved`: all that the object itself tells about who approved.
 pub fn approved_by(migration: &VmMigration) -> Option<String> {
     let entries = migration.metadata.managed_fields.as_ref()?;
-    let wrote = entries.iter().rev().find(|entry| {
-        entry.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:spec/f:approved").is_some())
-    });
+    let wrote = entries
+        .iter()
+        .rev()
+        .find(|entry| entry.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:spec/f:approved").is_some()));
     wrote?.manager.clone()
 }

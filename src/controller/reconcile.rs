@@ -64,7 +64,11 @@ fn now() -> Timestamp {
 }
 
 /// Writes the status if it changed. A lost race is an error here, and nothing has been done.
-async fn record(api: &Api<VmMigration>, migration: &VmMigration, status: &VmMigrationStatus) -> Result<VmMigration, Error> {
+async fn record(
+    api: &Api<VmMigration>,
+    migration: &VmMigration,
+    status: &VmMigrationStatus,
+) -> Result<VmMigration, Error> {
     if migration.status.as_ref() == Some(status) {
         return Ok(migration.clone());
     }

@@ -13,7 +13,8 @@ pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup
     let client = &context.client;
     let hosts = list::<LibvirtHost>(Api::all(client.clone()), "LibvirtHost").await?;
     let clusters = list::<NutanixCluster>(Api::all(client.clone()), "NutanixCluster").await?;
-    let repositories = list::<TerraformRepository>(Api::namespaced(client.clone(), &namespace), "TerraformRepository").await?;
+    let repositories =
+        list::<TerraformRepository>(Api::namespaced(client.clone(), &namespace), "TerraformRepository").await?;
     let spec = &migration.spec;
     let host = choose("LibvirtHost", "sourceRef", spec.source_ref.as_ref(), hosts, |host| {
         host.spec.allowed_namespaces.contains(&namespace)
@@ -21,7 +22,8 @@ pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup
     let cluster = choose("NutanixCluster", "targetRef", spec.target_ref.as_ref(), clusters, |cluster| {
         cluster.spec.allowed_namespaces.contains(&namespace)
     })?;
-    let repository = choose("TerraformRepository", "terraformRef", spec.terraform_ref.as_ref(), repositories, |_| true)?;
+    let repository =
+        choose("TerraformRepository", "terraformRef", spec.terraform_ref.as_ref(), repositories, |_| true)?;
     Ok(Setup {
         host_name: host.name_any(),
         host: host.spec,
@@ -37,7 +39,9 @@ where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     let found = api.list(&kube::api::ListParams::default()).await;
-    found.map(|list| list.items).map_err(|error| Refusal::new("ReferenceUnreadable", format!("list {kind} objects: {error}")))
+    found
+        .map(|list| list.items)
+        .map_err(|error| Refusal::new("ReferenceUnreadable", format!("list {kind} objects: {error}")))
 }
 
 /// The named object if this namespace may use it, or the only one it may use. One that it may not use does not exist for it.
@@ -60,11 +64,16 @@ fn choose<K: ResourceExt>(
         )),
         (None, _, Some(wanted)) => Err(Refusal::new(
             "ReferenceNotFound",
-            format!("there is no {kind} {} that this namespace may use: check spec.{field}, and the object's allowedNamespaces", wanted.name),
+            format!(
+                "there is no {kind} {} that this namespace may use: check spec.{field}, and the object's allowedNamespaces",
+                wanted.name
+            ),
         )),
         (None, _, None) => Err(Refusal::new(
             "ReferenceNotFound",
-            format!("there is no {kind} that this namespace may use: create one, or add this namespace to its allowedNamespaces"),
+            format!(
+                "there is no {kind} that this namespace may use: create one, or add this namespace to its allowedNamespaces"
+            ),
         )),
     }
 }

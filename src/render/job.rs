@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EnvVar, HostPathVolumeSource, PodSpec, PodTemplateSpec, ResourceRequirements, SecurityContext,
-    Toleration, Volume, VolumeMount,
+    Capabilities, Container, EnvVar, HostPathVolumeSource, PodSpec, PodTemplateSpec, ResourceRequirements,
+    SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
@@ -94,7 +94,8 @@ fn relay(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Co
 }
 
 fn driver(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Container {
-    let arguments = ["--namespace".to_owned(), copy.namespace().unwrap_or_default(), "--block-copy".to_owned(), copy.name_any()];
+    let arguments =
+        ["--namespace".to_owned(), copy.namespace().unwrap_or_default(), "--block-copy".to_owned(), copy.name_any()];
     container("driver", host, settings, &arguments)
 }
 
@@ -118,7 +119,11 @@ fn container(name: &str, host: &LibvirtHostSpec, settings: &JobSettings, argumen
             // Reading source disks and /proc/PID/fd of QEMU, and binding a privileged port towards the storage, need these and no more.
             capabilities: Some(Capabilities {
                 drop: Some(vec!["ALL".into()]),
-                add: Some(["DAC_READ_SEARCH", "DAC_OVERRIDE", "SYS_PTRACE", "KILL", "NET_BIND_SERVICE"].map(String::from).to_vec()),
+                add: Some(
+                    ["DAC_READ_SEARCH", "DAC_OVERRIDE", "SYS_PTRACE", "KILL", "NET_BIND_SERVICE"]
+                        .map(String::from)
+                        .to_vec(),
+                ),
             }),
             ..SecurityContext::default()
         }),

@@ -38,7 +38,8 @@ fn milestones(input: &Input<'_>, status: &mut VmMigrationStatus) {
     let cutover = status.cutover.clone().unwrap_or_default();
     let approved = status.approval.as_ref().is_some_and(|approval| approval.void.is_none());
     let void = status.approval.as_ref().and_then(|approval| approval.void.clone());
-    let in_sync = !status.disks.is_empty() && status.disks.iter().all(|disk| matches!(disk.state.as_str(), "Ready" | "Draining" | "Drained"));
+    let in_sync = !status.disks.is_empty()
+        && status.disks.iter().all(|disk| matches!(disk.state.as_str(), "Ready" | "Draining" | "Drained"));
     let reached = [
         ("Discovered", status.source.is_some(), "Found"),
         ("Planned", status.plan.is_some(), "Frozen"),

@@ -149,7 +149,10 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
                 return Progress::Done;
             }
             order(input, draft, want);
-            Progress::waits("Releasing", "the host side ends the mirror and gives the machine up; the object goes after that")
+            Progress::waits(
+                "Releasing",
+                "the host side ends the mirror and gives the machine up; the object goes after that",
+            )
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
         Fact::NotAsked => Progress::waits("Releasing", "the BlockCopy has not been read yet"),
@@ -170,7 +173,8 @@ pub fn order(input: &Input<'_>, draft: &mut Draft, want: Want) {
     let sent = copy.as_ref().map_or(0, |copy| copy.spec.epoch);
     let recorded = draft.status.epoch.unwrap_or(0);
     let Some(mut spec) = order_spec(input, draft, want, copy.as_ref()) else { return };
-    let unchanged = copy.as_ref().is_some_and(|copy| BlockCopySpec { epoch: copy.spec.epoch, ..spec.clone() } == copy.spec);
+    let unchanged =
+        copy.as_ref().is_some_and(|copy| BlockCopySpec { epoch: copy.spec.epoch, ..spec.clone() } == copy.spec);
     spec.epoch = if unchanged { sent.max(1) } else { recorded.max(sent) + 1 };
     draft.status.epoch = Some(spec.epoch);
     if !unchanged {
@@ -200,7 +204,11 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         want,
         disks: step::disk_copies(setup, &draft.status),
         limits: setup.host.limits.clone(),
-        shutdown_timeout_seconds: draft.status.plan.as_ref().map_or(input.spec.cutover.shutdown_timeout_seconds, |plan| plan.shutdown_timeout_seconds),
+        shutdown_timeout_seconds: draft
+            .status
+            .plan
+            .as_ref()
+            .map_or(input.spec.cutover.shutdown_timeout_seconds, |plan| plan.shutdown_timeout_seconds),
     })
 }
 

@@ -70,7 +70,9 @@ pub fn closed(input: &Input<'_>, draft: &Draft) -> Option<Refusal> {
         input.namespace, input.name
     );
     match &draft.status.approval {
-        None => return Some(Refusal::new("Approval", format!("in sync; waits for a person's yes to plan {digest}: {how}"))),
+        None => {
+            return Some(Refusal::new("Approval", format!("in sync; waits for a person's yes to plan {digest}: {how}")));
+        }
         Some(ApprovalStatus { void: Some(why), .. }) => return Some(Refusal::new("ApprovalVoid", why.clone())),
         Some(_) => {}
     }

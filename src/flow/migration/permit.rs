@@ -30,7 +30,10 @@ impl PowerOnPermit {
 fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing> {
     let Fact::Known(Some(copy)) = &input.seen.copy else { return Err("the BlockCopy could not be read".into()) };
     let status = copy.status.as_ref().ok_or("the host side has not reported")?;
-    if copy.spec.want != Want::Quiesce || Some(copy.spec.epoch) != input.status.epoch || status.epoch != input.status.epoch {
+    if copy.spec.want != Want::Quiesce
+        || Some(copy.spec.epoch) != input.status.epoch
+        || status.epoch != input.status.epoch
+    {
         return Err("the host side has not answered the current order".into());
     }
     if status.reached != Some(Want::Quiesce) {
@@ -77,7 +80,11 @@ fn same_target<'a>(input: &'a Input<'_>) -> Result<&'a TargetVm, Missing> {
         return Err("the target was not seen off".into());
     }
     let same_disks = vm.disks.len() == pinned.disks.len()
-        && vm.disks.iter().zip(&pinned.disks).all(|(now, then)| now.ext_id == then.ext_id && now.size_bytes == then.size_bytes);
+        && vm
+            .disks
+            .iter()
+            .zip(&pinned.disks)
+            .all(|(now, then)| now.ext_id == then.ext_id && now.size_bytes == then.size_bytes);
     if !same_disks {
         return Err("the target's disks are no longer those that were written".into());
     }

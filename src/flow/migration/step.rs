@@ -11,7 +11,8 @@ use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, Nfs
 use crate::api::common::{Problem, Time, Tri};
 use crate::api::machine::{Disk, Machine};
 use crate::api::vm_migration::{
-    CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus, TerraformStatus,
+    CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus,
+    TerraformStatus,
 };
 use crate::api::{BlockCopy, VmMigrationStatus};
 use crate::{plan, render};
@@ -21,7 +22,10 @@ use crate::{plan, render};
 pub enum Progress {
     Done,
     /// It waits; `stalled` = for something that only a person can change.
-    Waits { refusal: Refusal, stalled: bool },
+    Waits {
+        refusal: Refusal,
+        stalled: bool,
+    },
 }
 
 impl Progress {
@@ -87,7 +91,9 @@ fn discover(input: &Input<'_>, draft: &mut Draft) -> Progress {
     let (setup, copy) = match (&input.seen.setup, &input.seen.copy) {
         (Err(refusal), _) => return Progress::Waits { refusal: refusal.clone(), stalled: true },
         (Ok(_), Fact::Unknown(refusal)) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
-        (Ok(_), Fact::NotAsked | Fact::Known(None)) => return Progress::waits("Discovering", "starting the host-side job"),
+        (Ok(_), Fact::NotAsked | Fact::Known(None)) => {
+            return Progress::waits("Discovering", "starting the host-side job");
+        }
         (Ok(setup), Fact::Known(Some(copy))) => (setup, copy),
     };
     if let Some(problem) = problem(copy) {
@@ -95,7 +101,10 @@ fn discover(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let status = copy.status.clone().unwrap_or_default();
     let (Some(machine), true) = (status.machine, reached(copy, Want::Inspect)) else {
-        return Progress::waits("Discovering", format!("the host-side job on {} looks for {}", setup.host.node_name, input.spec.hostname));
+        return Progress::waits(
+            "Discovering",
+            format!("the host-side job on {} looks for {}", setup.host.node_name, input.spec.hostname),
+        );
     };
     draft.status.source = Some(SourceStatus {
         host: setup.host_name.clone(),
@@ -109,7 +118,9 @@ fn discover(input: &Input<'_>, draft: &mut Draft) -> Progress {
 fn still_ours(input: &Input<'_>) -> Progress {
     let Fact::Known(Some(copy)) = &input.seen.copy else { return Progress::Done };
     match problem(copy) {
-        Some(Progress::Waits { refusal, stalled }) if refusal.reason == "AlreadyClaimed" => Progress::Waits { refusal, stalled },
+        Some(Progress::Waits { refusal, stalled }) if refusal.reason == "AlreadyClaimed" => {
+            Progress::Waits { refusal, stalled }
+        }
         Some(_) | None => Progress::Done,
     }
 }
@@ -145,7 +156,9 @@ fn preflight(input: &Input<'_>, draft: &mut Draft) -> Progress {
         return Progress::Done;
     }
     order(input, draft, Want::Inspect);
-    let Ok(setup) = &input.seen.setup else { return Progress::waits("Preflight", "the references could not be resolved") };
+    let Ok(setup) = &input.seen.setup else {
+        return Progress::waits("Preflight", "the references could not be resolved");
+    };
     let Some(machine) = machine_of(&input.seen.copy) else {
         return Progress::waits("Preflight", "waiting for the host side's report of the machine");
     };
@@ -159,7 +172,10 @@ fn preflight(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if let Some(vm) = vms.first() {
         return Progress::stalled(
             "TargetExists",
-            format!("a VM named {} ({}) exists in Prism already and was not created by this migration: rename or remove it", vm.name, vm.ext_id),
+            format!(
+                "a VM named {} ({}) exists in Prism already and was not created by this migration: rename or remove it",
+                vm.name, vm.ext_id
+            ),
         );
     }
     match make_plan(input, setup, machine, placement) {
@@ -259,12 +275,18 @@ fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetV
         [vm] => vm,
         [] => {
             let commit = &terraform.commit;
-            let message = format!("waits for the repository's pipeline to apply commit {commit}, which creates VM {}", plan.target_name);
+            let message = format!(
+                "waits for the repository's pipeline to apply commit {commit}, which creates VM {}",
+                plan.target_name
+            );
             return Err(Progress::waits("Provisioning", message));
         }
         several => {
-            let message =
-                format!("{} VMs in Prism are named {}: remove or rename all but the one that Terraform created", several.len(), plan.target_name);
+            let message = format!(
+                "{} VMs in Prism are named {}: remove or rename all but the one that Terraform created",
+                several.len(),
+                plan.target_name
+            );
             return Err(Progress::stalled("AmbiguousTarget", message));
         }
     };
@@ -275,12 +297,16 @@ fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetV
             let message = format!("{named} runs, but was defined to be created off: somebody started it; power it off");
             return Err(Progress::stalled("TargetRunning", message));
         }
-        Tri::Unknown => return Err(Progress::waits("Provisioning", format!("Prism does not tell whether {named} is off"))),
+        Tri::Unknown => {
+            return Err(Progress::waits("Provisioning", format!("Prism does not tell whether {named} is off")));
+        }
     }
     let sizes: Vec<u64> = vm.disks.iter().map(|disk| disk.size_bytes).collect();
     if sizes != plan.target_disk_bytes {
-        let message =
-            format!("{named} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied", plan.target_disk_bytes);
+        let message = format!(
+            "{named} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied",
+            plan.target_disk_bytes
+        );
         return Err(Progress::stalled("TargetDiffers", message));
     }
     Ok(vm)
@@ -298,7 +324,8 @@ fn prepare(input: &Input<'_>, draft: &mut Draft) -> Progress {
         Ok(vm) => vm,
         Err(progress) => return progress,
     };
-    let disks: Option<Vec<TargetDisk>> = plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| target_disk(source, target)).collect();
+    let disks: Option<Vec<TargetDisk>> =
+        plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| target_disk(source, target)).collect();
     let Some(disks) = disks else {
         return Progress::waits("Preparing", "Prism Element does not list every disk of the target yet");
     };
@@ -385,7 +412,10 @@ fn given_up(input: &Input<'_>, draft: &mut Draft, why: &Problem) -> Progress {
     order(input, draft, want);
     let done = matches!(&input.seen.copy, Fact::Known(Some(copy)) if reached(copy, want));
     let source = if done { "the source runs" } else { "the source is being given back" };
-    Progress::stalled(&why.reason, format!("the cutover was given up, {source}: {}. Raise spec.attempt to try again", why.message))
+    Progress::stalled(
+        &why.reason,
+        format!("the cutover was given up, {source}: {}. Raise spec.attempt to try again", why.message),
+    )
 }
 
 /// The gate: a person's yes, and the time.
@@ -440,11 +470,17 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
         let down = input.now.duration_since(*off).as_secs();
         if down > i64::from(input.spec.cutover.max_downtime_seconds) {
             let limit = input.spec.cutover.max_downtime_seconds;
-            return Some(Refusal::new("MaxDowntimeExceeded", format!("the source was off for {down} s, more than the {limit} s of maxDowntimeSeconds")));
+            return Some(Refusal::new(
+                "MaxDowntimeExceeded",
+                format!("the source was off for {down} s, more than the {limit} s of maxDowntimeSeconds"),
+            ));
         }
     }
     let Fact::Known(Some(copy)) = &input.seen.copy else { return None };
-    let status = copy.status.as_ref().filter(|status| copy.spec.want == Want::Quiesce && status.epoch == Some(copy.spec.epoch))?;
+    let status = copy
+        .status
+        .as_ref()
+        .filter(|status| copy.spec.want == Want::Quiesce && status.epoch == Some(copy.spec.epoch))?;
     if status.quiesce.as_ref().is_some_and(|quiesce| quiesce.how == Some(HowOff::Unclear)) {
         return Some(Refusal::new("UnclearShutdown", "the source went off, but not by its own clean shutdown"));
     }
@@ -454,7 +490,16 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
 
 /// The host side's problems that do not pass by waiting.
 fn ends_the_cutover(reason: &str) -> bool {
-    matches!(reason, "ShutdownTimedOut" | "NotInSync" | "NotEqual" | "MirrorBroken" | "SourceChanged" | "SourceNotRunning" | "StaleOrder")
+    matches!(
+        reason,
+        "ShutdownTimedOut"
+            | "NotInSync"
+            | "NotEqual"
+            | "MirrorBroken"
+            | "SourceChanged"
+            | "SourceNotRunning"
+            | "StaleOrder"
+    )
 }
 
 fn counts_still(input: &Input<'_>, draft: &Draft) -> bool {
@@ -486,7 +531,9 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if cutover.target_on_at.is_some() {
         return Progress::Done;
     }
-    let (Some(intent), Some(pinned)) = (input.status.cutover.as_ref().and_then(|c| c.power_on.clone()), &input.status.target) else {
+    let (Some(intent), Some(pinned)) =
+        (input.status.cutover.as_ref().and_then(|c| c.power_on.clone()), &input.status.target)
+    else {
         return Progress::waits("PoweringOn", "the order is being recorded");
     };
     let vm = match &input.seen.target {
@@ -506,7 +553,11 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
         Ok((_permit, target)) => {
             // Somebody changed the VM after the order was recorded: Prism refuses the old one for good, so a new one can be recorded.
-            cutover.power_on = Some(PowerOnIntent { etag: target.etag.clone(), at: Time(input.now), request_id: next_request_id(&intent, target) });
+            cutover.power_on = Some(PowerOnIntent {
+                etag: target.etag.clone(),
+                at: Time(input.now),
+                request_id: next_request_id(&intent, target),
+            });
             draft.status.cutover = Some(cutover);
             Progress::waits("PoweringOn", "the target changed in Prism; the order is recorded anew")
         }
@@ -537,7 +588,10 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
             draft.status.cutover = Some(cutover);
             Progress::Done
         }
-        Some(vm) if vm.on == Tri::No => Progress::stalled("TargetStopped", "the target was powered on and is off again: look at its console in Prism"),
+        Some(vm) if vm.on == Tri::No => Progress::stalled(
+            "TargetStopped",
+            "the target was powered on and is off again: look at its console in Prism",
+        ),
         Some(_) => Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network"),
         None => Progress::waits("Verifying", "asking Prism"),
     }
@@ -572,12 +626,17 @@ pub fn undo(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let copy = match &input.seen.copy {
         Fact::Known(Some(copy)) => copy,
-        Fact::Known(None) | Fact::NotAsked => return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on"),
+        Fact::Known(None) | Fact::NotAsked => {
+            return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on");
+        }
         Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
     };
     order(input, draft, Want::Release);
     if reached(copy, Want::Release) {
-        return Progress::stalled("RolledBack", "the source runs and is released; Terraform file and target VM are kept. Remove spec.rollback to go on");
+        return Progress::stalled(
+            "RolledBack",
+            "the source runs and is released; Terraform file and target VM are kept. Remove spec.rollback to go on",
+        );
     }
     Progress::waits("RollingBack", "the host side gives the source back")
 }

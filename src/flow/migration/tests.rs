@@ -4,9 +4,7 @@ use jiff::{Timestamp, ToSpan};
 
 use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
-use crate::api::block_copy::{
-    BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want,
-};
+use crate::api::block_copy::{BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want};
 use crate::api::common::{Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
@@ -42,7 +40,8 @@ fn setup() -> Setup {
     let parse = |json: serde_json::Value| json;
     Setup {
         host_name: "kvm1".into(),
-        host: serde_json::from_value(parse(serde_json::json!({"nodeName": "node1", "allowedNamespaces": ["team"]}))).expect("valid"),
+        host: serde_json::from_value(parse(serde_json::json!({"nodeName": "node1", "allowedNamespaces": ["team"]})))
+            .expect("valid"),
         cluster_name: "ahv1".into(),
         cluster: serde_json::from_value(serde_json::json!({
             "prismCentral": {"url": "https://pc:9440", "credentials": {"name": "pc"}},
