@@ -41,6 +41,9 @@ const WRITABLE: [&str; 28] = [
     "protectionType",
 ];
 
+/// Fields that hold one of several types, told apart by `$objectType`.
+const ONE_OFS: [&str; 5] = ["bootConfig", "bootDevice", "backingInfo", "nicBackingInfo", "nicNetworkInfo"];
+
 /// A VM as a client asks for it.
 pub struct VmRequest {
     pub settings: Map<String, Value>,
@@ -62,7 +65,7 @@ pub struct DiskRequest {
 
 /// Reads the body of a create or an update.
 pub fn vm(body: &[u8]) -> Result<VmRequest, Refusal> {
-    let body = clean(object(body)?);
+    let body = clean(object(body)?, false);
     let mut wrong = Vec::new();
     check_name(&body, &mut wrong);
     check_counts(&body, &mut wrong);
@@ -89,7 +92,7 @@ pub fn vm(body: &[u8]) -> Result<VmRequest, Refusal> {
 
 /// Reads the body of a disk's create or update.
 pub fn disk(body: &[u8]) -> Result<DiskRequest, Refusal> {
-    disk_of(&clean(object(body)?))
+    disk_of(&clean(object(body)?, false))
 }
 
 fn object(body: &[u8]) -> Result<Value, Refusal> {
@@ -100,15 +103,18 @@ fn object(body: &[u8]) -> Result<Value, Refusal> {
     }
 }
 
-/// Drops nulls and every key that begins with `$`, except `$objectType`, which tells the members of a OneOf apart.
-fn clean(value: Value) -> Value {
+/// Drops nulls and every key that begins with `$`, which SDKs add at will, except the `$objectType` of a OneOf.
+fn clean(value: Value, is_one_of: bool) -> Value {
     match value {
         Value::Object(fields) => fields
             .into_iter()
-            .filter(|(key, value)| !value.is_null() && (!key.starts_with('$') || key == "$objectType"))
-            .map(|(key, value)| (key, clean(value)))
+            .filter(|(key, value)| !value.is_null() && (!key.starts_with('$') || is_one_of && key == "$objectType"))
+            .map(|(key, value)| {
+                let cleaned = clean(value, ONE_OFS.contains(&key.as_str()));
+                (key, cleaned)
+            })
             .collect(),
-        Value::Array(members) => members.into_iter().map(clean).collect(),
+        Value::Array(members) => members.into_iter().map(|member| clean(member, is_one_of)).collect(),
         plain => plain,
     }
 }

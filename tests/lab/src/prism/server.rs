@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
@@ -57,23 +57,39 @@ impl Server {
         Self::start("prism-element", inner.layer(from_fn_with_state(gate, enter)), certificate)
     }
 
-    /// Runs on a thread and runtime of its own, so that blocking tests can call it.
-    fn start(name: &str, router: Router, certificate: ServerCertificate) -> Result<Self> {
+    /// Runs on a thread and runtime of its own, so that tests can call it whether they block or are async.
+    fn start(name: &'static str, router: Router, certificate: ServerCertificate) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).with_context(|| format!("bind a port for {name}"))?;
         listener.set_nonblocking(true)?;
         let url = format!("https://127.0.0.1:{}", listener.local_addr()?.port());
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let tls = RustlsConfig::from_pem(certificate.certificate_pem.into(), certificate.key_pem.into());
-        let tls = runtime.block_on(tls).with_context(|| format!("set up TLS for {name}"))?;
         let handle = Handle::new();
-        let server = axum_server::from_tcp_rustls(listener, tls)?.handle(handle.clone());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let given = handle.clone();
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            if let Err(error) = runtime.block_on(server.serve(router.into_make_service())) {
-                tracing::error!("simulated Prism stopped serving: {error}");
-            }
+            runtime.block_on(async move {
+                match bind(listener, certificate).await {
+                    Err(error) => drop(ready.send(Err(error))),
+                    Ok(server) => {
+                        let _ = ready.send(Ok(()));
+                        if let Err(error) = server.handle(given).serve(router.into_make_service()).await {
+                            tracing::error!("{name} stopped serving: {error}");
+                        }
+                    }
+                }
+            });
         })?;
+        is_ready.recv().with_context(|| format!("start {name}"))?.with_context(|| format!("set up TLS for {name}"))?;
         Ok(Self { url, handle, thread: Some(thread) })
     }
+}
+
+async fn bind(
+    listener: TcpListener,
+    certificate: ServerCertificate,
+) -> Result<axum_server::Server<SocketAddr, RustlsAcceptor>> {
+    let tls = RustlsConfig::from_pem(certificate.certificate_pem.into(), certificate.key_pem.into()).await?;
+    Ok(axum_server::from_tcp_rustls(listener, tls)?)
 }
 
 impl Drop for Server {
@@ -89,7 +105,7 @@ impl Drop for Server {
 async fn enter(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let intent = Intent {
         method: request.method().to_string(),
-        path: request.uri().to_string(),
+        path: request.uri().path_and_query().map_or_else(String::new, ToString::to_string),
         request_id: text(request.headers(), "ntnx-request-id"),
         if_match: text(request.headers(), "if-match"),
     };
