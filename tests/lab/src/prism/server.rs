@@ -1,0 +1,158 @@
+//! The two TLS ports, and what every call passes before it reaches a handler: the log, the credentials, the switches, the version.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum_server::Handle;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::store::{Call, Intent, Store};
+use super::tls::ServerCertificate;
+use super::v4::Refusal;
+use super::{central, element};
+
+/// What the gate in front of the handlers needs.
+pub struct Gate {
+    pub store: Arc<Store>,
+    /// The `Authorization` header that lets one in.
+    pub basic: String,
+    /// Accepted as `X-ntnx-api-key` by Prism Central.
+    pub api_key: String,
+    pub log: Mutex<File>,
+}
+
+/// The header value that belongs to a user and a password.
+pub fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", BASE64.encode(format!("{username}:{password}")))
+}
+
+/// A running server.
+pub struct Server {
+    pub url: String,
+    handle: Handle<SocketAddr>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Prism Central on a port of its own.
+    pub fn central(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Self> {
+        let inner = central::router(gate.store.clone()).layer(from_fn_with_state(gate.clone(), served_version));
+        Self::start("prism-central", inner.layer(from_fn_with_state(gate, enter)), certificate)
+    }
+
+    /// Prism Element on a port of its own.
+    pub fn element(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Self> {
+        let inner = element::router(gate.store.clone());
+        Self::start("prism-element", inner.layer(from_fn_with_state(gate, enter)), certificate)
+    }
+
+    /// Runs on a thread and runtime of its own, so that tests can call it whether they block or are async.
+    fn start(name: &'static str, router: Router, certificate: ServerCertificate) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).with_context(|| format!("bind a port for {name}"))?;
+        listener.set_nonblocking(true)?;
+        let url = format!("https://127.0.0.1:{}", listener.local_addr()?.port());
+        let handle = Handle::new();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let given = handle.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            runtime.block_on(async move {
+                match bind(listener, certificate).await {
+                    Err(error) => drop(ready.send(Err(error))),
+                    Ok(server) => {
+                        let _ = ready.send(Ok(()));
+                        if let Err(error) = server.handle(given).serve(router.into_make_service()).await {
+                            tracing::error!("{name} stopped serving: {error}");
+                        }
+                    }
+                }
+            });
+        })?;
+        is_ready.recv().with_context(|| format!("start {name}"))?.with_context(|| format!("set up TLS for {name}"))?;
+        Ok(Self { url, handle, thread: Some(thread) })
+    }
+}
+
+async fn bind(
+    listener: TcpListener,
+    certificate: ServerCertificate,
+) -> Result<axum_server::Server<SocketAddr, RustlsAcceptor>> {
+    let tls = RustlsConfig::from_pem(certificate.certificate_pem.into(), certificate.key_pem.into()).await?;
+    Ok(axum_server::from_tcp_rustls(listener, tls)?)
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.handle.shutdown();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Notes the call, checks the credentials and throws the switches.
+async fn enter(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    let intent = Intent {
+        method: request.method().to_string(),
+        path: request.uri().path_and_query().map_or_else(String::new, ToString::to_string),
+        request_id: text(request.headers(), "ntnx-request-id"),
+        if_match: text(request.headers(), "if-match"),
+    };
+    let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
+    let response = if !gate.admits(request.headers()) {
+        Refusal::Unauthorized.into_response()
+    } else if gate.store.switches.take_refusal() {
+        Refusal::Unavailable.into_response()
+    } else {
+        request.extensions_mut().insert(intent.clone());
+        let response = next.run(request).await;
+        let lost = changes && response.status() == StatusCode::ACCEPTED && gate.store.switches.take_loss();
+        if lost { Refusal::Unavailable.into_response() } else { response }
+    };
+    gate.note(intent, response.status());
+    response
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+impl Gate {
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        text(headers, header::AUTHORIZATION.as_str()).is_some_and(|given| given == self.basic)
+            || text(headers, "x-ntnx-api-key").is_some_and(|given| given == self.api_key)
+    }
+
+    fn note(&self, intent: Intent, status: StatusCode) {
+        let Intent { method, path, request_id, if_match } = intent;
+        let line = format!(
+            "{} {method} {path} {} request-id={} if-match={}\n",
+            jiff::Timestamp::now(),
+            status.as_u16(),
+            request_id.as_deref().unwrap_or("-"),
+            if_match.as_deref().unwrap_or("-"),
+        );
+        let _ = self.log.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+        let call = Call { method, path, request_id, if_match, status: status.as_u16() };
+        self.store.raw_state().calls.push(call);
+    }
+}
+
+/// Lets through `v4.N` up to the newest minor that is served, and the paths that have no version.
+async fn served_version(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let version = request.uri().path().split('/').nth(3).unwrap_or_default();
+    let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
+    let served = version == "unversioned" || minor.is_some_and(|minor| minor <= gate.store.switches.max_minor());
+    if served { next.run(request).await } else { Refusal::NotFound(request.uri().path().to_owned()).into_response() }
+}

@@ -1,0 +1,113 @@
+//! What a test can make the simulator do wrong, slowly or differently. All are off at the start and may be thrown at any time.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Highest v4 minor that is served unless a test says otherwise: the newest that the Terraform provider 2.4.2 speaks.
+const DEFAULT_MAX_MINOR: u32 = 3;
+
+/// Faults and variants of one simulator.
+pub struct Switches {
+    refuse_calls: AtomicU32,
+    lose_answers: AtomicU32,
+    fail_tasks: AtomicU32,
+    task_delay_ms: AtomicU64,
+    hold_tasks: AtomicBool,
+    element_gone: AtomicBool,
+    reverse_disks: AtomicBool,
+    max_minor: AtomicU32,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            refuse_calls: AtomicU32::new(0),
+            lose_answers: AtomicU32::new(0),
+            fail_tasks: AtomicU32::new(0),
+            task_delay_ms: AtomicU64::new(0),
+            hold_tasks: AtomicBool::new(false),
+            element_gone: AtomicBool::new(false),
+            reverse_disks: AtomicBool::new(false),
+            max_minor: AtomicU32::new(DEFAULT_MAX_MINOR),
+        }
+    }
+}
+
+impl Switches {
+    /// The next `count` calls, on either port, are answered 503 and have no effect.
+    pub fn refuse_next_calls(&self, count: u32) {
+        self.refuse_calls.store(count, Ordering::SeqCst);
+    }
+
+    /// The next `count` changes (POST, PUT, DELETE) take effect, but their callers get 503 instead of the answer.
+    pub fn lose_next_answers(&self, count: u32) {
+        self.lose_answers.store(count, Ordering::SeqCst);
+    }
+
+    /// The next `count` tasks end FAILED without having done anything.
+    pub fn fail_next_tasks(&self, count: u32) {
+        self.fail_tasks.store(count, Ordering::SeqCst);
+    }
+
+    /// How long each task runs before its effect. Zero at the start.
+    pub fn set_task_delay(&self, delay: Duration) {
+        self.task_delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// While true, tasks stay QUEUED and nothing happens.
+    pub fn hold_tasks(&self, hold: bool) {
+        self.hold_tasks.store(hold, Ordering::SeqCst);
+    }
+
+    /// While true, Prism Element answers 404 to every v2 call, as a release without the v2 API would.
+    pub fn remove_v2(&self, gone: bool) {
+        self.element_gone.store(gone, Ordering::SeqCst);
+    }
+
+    /// While true, v4 lists a VM's disks backwards. The order is not specified, so readers must sort by bus and index; but the
+    /// Terraform provider compares the list as it comes, so this is off unless a test asks for it.
+    pub fn reverse_v4_disks(&self, reverse: bool) {
+        self.reverse_disks.store(reverse, Ordering::SeqCst);
+    }
+
+    /// The highest minor N of `v4.N` that is served; above it every call is 404.
+    pub fn set_max_minor(&self, minor: u32) {
+        self.max_minor.store(minor, Ordering::SeqCst);
+    }
+
+    pub(super) fn take_refusal(&self) -> bool {
+        take_one(&self.refuse_calls)
+    }
+
+    pub(super) fn take_loss(&self) -> bool {
+        take_one(&self.lose_answers)
+    }
+
+    pub(super) fn take_task_failure(&self) -> bool {
+        take_one(&self.fail_tasks)
+    }
+
+    pub(super) fn task_delay(&self) -> Duration {
+        Duration::from_millis(self.task_delay_ms.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn tasks_are_held(&self) -> bool {
+        self.hold_tasks.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn v2_is_gone(&self) -> bool {
+        self.element_gone.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn v4_disks_are_reversed(&self) -> bool {
+        self.reverse_disks.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn max_minor(&self) -> u32 {
+        self.max_minor.load(Ordering::SeqCst)
+    }
+}
+
+fn take_one(counter: &AtomicU32) -> bool {
+    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}

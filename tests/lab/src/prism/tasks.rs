@@ -1,0 +1,139 @@
+//! Tasks: every change is accepted at once and done later, and whoever asks sees it pass through its states.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::model::new_uuid;
+use super::parse::{DiskRequest, VmRequest};
+use super::v4;
+
+/// How far a task has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Queued,
+    Running,
+    Succeeded,
+    /// With the message that `errorMessages` shows.
+    Failed(String),
+}
+
+impl Progress {
+    /// The v4 spelling.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Running => "RUNNING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed(_) => "FAILED",
+        }
+    }
+}
+
+/// What a task will do.
+pub enum Work {
+    Create { vm: String, request: Box<VmRequest> },
+    Update { vm: String, request: Box<VmRequest> },
+    Delete { vm: String },
+    PowerOn { vm: String },
+    PowerOff { vm: String },
+    AddDisk { vm: String, disk: DiskRequest },
+    ResizeDisk { vm: String, device_uuid: String, size_bytes: u64 },
+    DeleteDisk { vm: String, device_uuid: String },
+}
+
+impl Work {
+    /// The VM it is done to.
+    pub fn vm(&self) -> &str {
+        match self {
+            Self::Create { vm, .. } | Self::Update { vm, .. } | Self::Delete { vm } | Self::PowerOn { vm } => vm,
+            Self::PowerOff { vm } | Self::AddDisk { vm, .. } => vm,
+            Self::ResizeDisk { vm, .. } | Self::DeleteDisk { vm, .. } => vm,
+        }
+    }
+
+    /// The name that the task bears.
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "CreateVm",
+            Self::Update { .. } => "UpdateVm",
+            Self::Delete { .. } => "DeleteVm",
+            Self::PowerOn { .. } => "PowerOnVm",
+            Self::PowerOff { .. } => "PowerOffVm",
+            Self::AddDisk { .. } => "CreateDisk",
+            Self::ResizeDisk { .. } => "UpdateDisk",
+            Self::DeleteDisk { .. } => "DeleteDisk",
+        }
+    }
+}
+
+/// One task. Nobody sees it finished before the third look, however fast it was, so that every client has to poll.
+pub struct Task {
+    /// `ZXJnb24=:` and a uuid; opaque to clients.
+    pub ext_id: String,
+    pub operation: &'static str,
+    pub progress: Progress,
+    vm_uuid: String,
+    vm_name: String,
+    looks: u32,
+    created: Timestamp,
+    completed: Option<Timestamp>,
+}
+
+impl Task {
+    /// A queued task that is about one VM.
+    pub fn new(operation: &'static str, vm_uuid: &str, vm_name: &str) -> Self {
+        Self {
+            ext_id: format!("ZXJnb24=:{}", new_uuid()),
+            operation,
+            progress: Progress::Queued,
+            vm_uuid: vm_uuid.to_owned(),
+            vm_name: vm_name.to_owned(),
+            looks: 0,
+            created: Timestamp::now(),
+            completed: None,
+        }
+    }
+
+    /// Whether it has ended, whatever clients have seen.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.progress, Progress::Succeeded | Progress::Failed(_))
+    }
+
+    /// Records its end.
+    pub fn end(&mut self, outcome: Result<(), String>) {
+        self.progress = outcome.map_or_else(Progress::Failed, |()| Progress::Succeeded);
+        self.completed = Some(Timestamp::now());
+    }
+
+    /// The v4 object as this look shows it.
+    pub fn look(&mut self) -> Value {
+        self.looks = self.looks.saturating_add(1);
+        let shown = match (self.looks, &self.progress) {
+            (1, _) => Progress::Queued,
+            (2, Progress::Succeeded | Progress::Failed(_)) => Progress::Running,
+            (_, progress) => progress.clone(),
+        };
+        let mut task = json!({
+            "extId": self.ext_id,
+            "operation": self.operation,
+            "operationDescription": self.operation,
+            "status": shown.name(),
+            "progressPercentage": match shown { Progress::Queued => 0, Progress::Running => 50, _ => 100 },
+            "createdTime": self.created.to_string(),
+            "entitiesAffected": [{
+                "$objectType": "prism.v4.config.EntityReference",
+                "extId": self.vm_uuid, "name": self.vm_name, "rel": "vmm:ahv:config:vm",
+            }],
+        });
+        match &shown {
+            Progress::Queued | Progress::Running => {}
+            Progress::Succeeded => task["completedTime"] = json!(self.completed.unwrap_or(self.created).to_string()),
+            Progress::Failed(message) => {
+                task["completedTime"] = json!(self.completed.unwrap_or(self.created).to_string());
+                task["errorMessages"] = v4::app_messages("SIM-TASK", "TASK_FAILED", message);
+                task["legacyErrorMessage"] = json!(message);
+            }
+        }
+        task
+    }
+}
