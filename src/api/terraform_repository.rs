@@ -34,7 +34,7 @@ pub struct TerraformRepositorySpec {
     #[x_kube(validation = ("self.contains('{hostname}')", "path must contain {hostname}, so that each machine has a file of its own"))]
     #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "path must be relative and must not contain '..'"))]
     pub path: String,
-    /// Secret beside this object with `username` and `password` (a token), and `ca.crt` unless the certificate is publicly trusted.
+    /// Secret beside this object with `username` and `password` (a token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretRef>,
     /// Who the commits are by.

@@ -183,13 +183,11 @@ pub async fn publication(
 ) -> Result<Publication, Refusal> {
     let namespace = migration.namespace().unwrap_or_default();
     let repository = &setup.repository;
-    let (credentials, ca_pem) = match &repository.credentials {
-        None => (None, None),
+    let credentials = match &repository.credentials {
+        None => None,
         Some(reference) => {
             let secret = context.secret(&namespace, &reference.name).await?;
-            let credentials =
-                Credentials { username: secret.require("username")?, password: secret.require("password")? };
-            (Some(credentials), secret.get("ca.crt"))
+            Some(Credentials { username: secret.require("username")?, password: secret.require("password")? })
         }
     };
     Ok(Publication {
@@ -202,7 +200,6 @@ pub async fn publication(
         author_email: repository.author.email.clone(),
         owner: migration.uid().unwrap_or_default(),
         credentials,
-        ca_pem,
     })
 }
 

@@ -71,7 +71,10 @@ pub fn closed(input: &Input<'_>, draft: &Draft) -> Option<Refusal> {
     );
     match &draft.status.approval {
         None => {
-            return Some(Refusal::new("Approval", format!("in sync; waits for a person's yes to plan {digest}: {how}")));
+            return Some(Refusal::new(
+                "Approval",
+                format!("in sync; waits for a person's yes to plan {digest}: {how}"),
+            ));
         }
         Some(ApprovalStatus { void: Some(why), .. }) => return Some(Refusal::new("ApprovalVoid", why.clone())),
         Some(_) => {}

@@ -1,0 +1,241 @@
+//! Prism Central, API v4.
+
+use reqwest::Method;
+use serde_json::Value;
+
+use super::PrismError;
+use super::http::{Answer, Call, Server};
+
+/// The newest minor version of the v4 API whose shapes this code knows.
+const NEWEST_MINOR: u32 = 2;
+/// Most entries that a v4 list gives in one page.
+const PAGE: usize = 100;
+
+/// A client for Prism Central.
+#[derive(Clone)]
+pub struct PrismCentral {
+    server: Server,
+}
+
+/// A VM as v4 shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    pub ext_id: String,
+    pub name: String,
+    pub description: String,
+    pub power_state: PowerState,
+    /// In the order of the answer, which is not that of their indexes.
+    pub disks: Vec<VmDisk>,
+    pub nics: Vec<VmNic>,
+}
+
+/// Whether a VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerState {
+    On,
+    Off,
+    Paused,
+    /// Prism does not know, or says a word that is not known here.
+    Undetermined,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmDisk {
+    /// `device_uuid` in the words of v2.
+    pub ext_id: String,
+    pub bus: String,
+    pub index: u32,
+    pub size_bytes: u64,
+}
+
+/// A network interface of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmNic {
+    pub mac: String,
+    /// Addresses that AHV learned from the guest's traffic.
+    pub ips: Vec<String>,
+}
+
+/// How far a task is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// Queued, running, or in a state that this version does not know.
+    Open,
+    Succeeded,
+    Failed {
+        message: String,
+    },
+}
+
+impl PrismCentral {
+    /// A client with basic authentication; see [`Server::new`] for `ca_pem`.
+    pub fn new(url: &str, username: &str, password: &str, ca_pem: Option<&str>) -> Result<Self, PrismError> {
+        Ok(Self { server: Server::new(url, username, password, ca_pem)? })
+    }
+
+    /// Identifier of the AHV cluster of that name.
+    pub async fn find_cluster(&self, name: &str) -> Result<Option<String>, PrismError> {
+        let found = self.list("clustermgmt", "config/clusters", name).await?;
+        Ok(found.iter().find(|cluster| cluster["name"] == name).and_then(|cluster| text(&cluster["extId"])))
+    }
+
+    /// Identifier of the storage container of that name in a cluster.
+    pub async fn find_container(&self, name: &str, cluster_ext_id: &str) -> Result<Option<String>, PrismError> {
+        let found = self.list("clustermgmt", "config/storage-containers", name).await?;
+        let here =
+            found.iter().find(|container| container["name"] == name && container["clusterExtId"] == cluster_ext_id);
+        Ok(here.and_then(|container| text(&container["containerExtId"]).or_else(|| text(&container["extId"]))))
+    }
+
+    /// Identifier of the subnet of that name.
+    pub async fn find_subnet(&self, name: &str) -> Result<Option<String>, PrismError> {
+        let found = self.list("networking", "config/subnets", name).await?;
+        Ok(found.iter().find(|subnet| subnet["name"] == name).and_then(|subnet| text(&subnet["extId"])))
+    }
+
+    /// Identifiers of all VMs of that name: names are not unique.
+    pub async fn find_vms_by_name(&self, name: &str) -> Result<Vec<String>, PrismError> {
+        let found = self.list("vmm", "ahv/config/vms", name).await?;
+        Ok(found.iter().filter(|vm| vm["name"] == name).filter_map(|vm| text(&vm["extId"])).collect())
+    }
+
+    /// A VM and its ETag; `None` = there is no such VM.
+    pub async fn get_vm(&self, ext_id: &str) -> Result<Option<(Vm, String)>, PrismError> {
+        let (path, answer) = match self.read_vm(ext_id).await {
+            Err(PrismError::NotFound { .. }) => return Ok(None),
+            other => other?,
+        };
+        let malformed = |why: &str| PrismError::Malformed { tried: format!("GET {path}"), why: why.into() };
+        let etag = answer.etag.clone().ok_or_else(|| malformed("there is no ETag"))?;
+        let vm = vm(&answer.body["data"])
+            .ok_or_else(|| malformed("a VM without extId, or a disk without identity or size"))?;
+        Ok(Some((vm, etag)))
+    }
+
+    async fn read_vm(&self, ext_id: &str) -> Result<(String, Answer), PrismError> {
+        let path = format!("{}/ahv/config/vms/{ext_id}", self.root("vmm").await?);
+        let answer = self.server.call(&Call::get(&path, &[])).await?;
+        Ok((path, answer))
+    }
+
+    /// Orders a VM to be powered on; the identifier of the task. The same request id gives the same task, and one effect.
+    pub async fn power_on(&self, ext_id: &str, etag: &str, request_id: &str) -> Result<String, PrismError> {
+        self.vm_action(ext_id, "power-on", etag, request_id).await
+    }
+
+    /// Orders a VM to be powered off, hard; the identifier of the task.
+    pub async fn power_off(&self, ext_id: &str, etag: &str, request_id: &str) -> Result<String, PrismError> {
+        self.vm_action(ext_id, "power-off", etag, request_id).await
+    }
+
+    async fn vm_action(&self, ext_id: &str, action: &str, etag: &str, request_id: &str) -> Result<String, PrismError> {
+        let path = format!("{}/ahv/config/vms/{ext_id}/$actions/{action}", self.root("vmm").await?);
+        let call = Call {
+            method: Method::POST,
+            path: &path,
+            query: &[],
+            request_id: Some(request_id),
+            etag: Some(etag),
+            body: Some(&Value::Object(serde_json::Map::new())),
+        };
+        let answer = self.server.call(&call).await?;
+        let missing = || PrismError::Malformed { tried: format!("POST {path}"), why: "there is no task".into() };
+        text(&answer.body["data"]["extId"]).ok_or_else(missing)
+    }
+
+    /// How far a task is.
+    pub async fn task(&self, ext_id: &str) -> Result<TaskState, PrismError> {
+        let path = format!("{}/config/tasks/{ext_id}", self.root("prism").await?);
+        let answer = self.server.call(&Call::get(&path, &[])).await?;
+        let task = &answer.body["data"];
+        Ok(match task["status"].as_str() {
+            Some("SUCCEEDED") => TaskState::Succeeded,
+            Some("FAILED" | "CANCELED") => {
+                let message =
+                    text(&task["errorMessages"][0]["message"]).unwrap_or_else(|| "Prism gives no reason".into());
+                TaskState::Failed { message }
+            }
+            Some(_) | None => TaskState::Open,
+        })
+    }
+
+    /// The path prefix of a namespace, in the newest version that both sides know.
+    async fn root(&self, namespace: &str) -> Result<String, PrismError> {
+        let path = format!("/api/{namespace}/unversioned/info");
+        let call = Call { method: Method::OPTIONS, ..Call::get(&path, &[]) };
+        let answer = self.server.call(&call).await?;
+        let version = answer.body["data"].as_str().unwrap_or_default();
+        let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
+        let minor = minor.ok_or_else(|| PrismError::Malformed {
+            tried: format!("OPTIONS {path}"),
+            why: format!("version {version:?}: Drover needs the v4 API (Prism Central 2024.3 or newer)"),
+        })?;
+        Ok(format!("/api/{namespace}/v4.{}", minor.min(NEWEST_MINOR)))
+    }
+
+    /// All entries of a list whose name is `name`, over all pages.
+    async fn list(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<Value>, PrismError> {
+        let path = format!("{}/{kind}", self.root(namespace).await?);
+        // In OData a quote in a string is doubled.
+        let filter = format!("name eq '{}'", name.replace('\'', "''"));
+        let limit = PAGE.to_string();
+        let mut all = Vec::new();
+        for page in 0_usize.. {
+            let page = page.to_string();
+            let query = [("$filter", filter.as_str()), ("$limit", limit.as_str()), ("$page", page.as_str())];
+            let answer = self.server.call(&Call::get(&path, &query)).await?;
+            let entries = answer.body["data"].as_array().cloned().unwrap_or_default();
+            let is_last = entries.len() < PAGE;
+            all.extend(entries);
+            if is_last {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+fn vm(data: &Value) -> Option<Vm> {
+    let disks: Option<Vec<VmDisk>> =
+        list(&data["disks"]).iter().filter(|disk| disk["backingInfo"]["diskSizeBytes"].is_number()).map(disk).collect();
+    Some(Vm {
+        ext_id: text(&data["extId"])?,
+        name: text(&data["name"]).unwrap_or_default(),
+        description: text(&data["description"]).unwrap_or_default(),
+        power_state: match data["powerState"].as_str() {
+            Some("ON") => PowerState::On,
+            Some("OFF") => PowerState::Off,
+            Some("PAUSED") => PowerState::Paused,
+            Some(_) | None => PowerState::Undetermined,
+        },
+        disks: disks?,
+        nics: list(&data["nics"]).iter().map(nic).collect(),
+    })
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn disk(disk: &Value) -> Option<VmDisk> {
+    Some(VmDisk {
+        ext_id: text(&disk["extId"])?,
+        bus: text(&disk["diskAddress"]["busType"])?,
+        index: u32::try_from(disk["diskAddress"]["index"].as_u64()?).ok()?,
+        size_bytes: disk["backingInfo"]["diskSizeBytes"].as_u64()?,
+    })
+}
+
+/// Newer servers show `nicBackingInfo`/`nicNetworkInfo`, older ones the pair without the prefix.
+fn nic(nic: &Value) -> VmNic {
+    let either = |new: &str, old: &str| if nic[new].is_null() { nic[old].clone() } else { nic[new].clone() };
+    let backing = either("nicBackingInfo", "backingInfo");
+    let network = either("nicNetworkInfo", "networkInfo");
+    let learned = list(&network["ipv4Info"]["learnedIpAddresses"]).iter().filter_map(|ip| text(&ip["value"])).collect();
+    VmNic { mac: text(&backing["macAddress"]).unwrap_or_default(), ips: learned }
+}
