@@ -225,7 +225,7 @@ fn a_refusal_by_prism_is_in_the_log() {
     let refused = bench.push_and_wait(&[("vms/web01.tf", &vm_file("web01", "52:54:00:aa:bb:01", &[1]))]);
     assert_eq!(refused.status, RunStatus::Failed);
     assert_eq!(refused.plan_summary, Some(PlanSummary { create: 1, ..PlanSummary::default() }));
-    assert!(refused.log_tail.contains("FAILED"), "{}", refused.log_tail);
+    assert!(refused.log_tail.contains("told to fail this task"), "{}", refused.log_tail);
     assert!(refused.log_tail.contains("terraform apply failed"), "{}", refused.log_tail);
 }
 
