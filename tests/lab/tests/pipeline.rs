@@ -265,5 +265,6 @@ fn stopping_interrupts_a_run_and_leaves_no_process() {
     let left: Vec<PathBuf> =
         fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).filter(|pid| running_in(pid)).collect();
     assert!(left.is_empty(), "{left:?}");
-    assert!(dir.join("pipeline/terraform.tfstate").exists() || dir.join("pipeline").exists());
+    let log = fs::read_to_string(dir.join("pipeline.log")).unwrap();
+    assert!(log.contains("Interrupt received"), "{log}");
 }
