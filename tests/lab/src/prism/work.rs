@@ -39,14 +39,16 @@ const COLD: [&str; 12] = [
 pub fn start(store: Arc<Store>) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("prism-tasks".into())
-        .spawn(move || while let Some((task, work)) = next(&store) {
-            let outcome = if store.switches.take_task_failure() {
-                Err("the simulator was told to fail this task".to_owned())
-            } else {
-                perform(&store, work)
-            };
-            if let Some(task) = store.raw_state().task_mut(&task) {
-                task.end(outcome);
+        .spawn(move || {
+            while let Some((task, work)) = next(&store) {
+                let outcome = if store.switches.take_task_failure() {
+                    Err("the simulator was told to fail this task".to_owned())
+                } else {
+                    perform(&store, work)
+                };
+                if let Some(task) = store.raw_state().task_mut(&task) {
+                    task.end(outcome);
+                }
             }
         })
         .context("start the thread that carries out tasks")
