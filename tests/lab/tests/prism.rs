@@ -312,7 +312,8 @@ fn power_on_boots_the_disks_in_the_order_of_their_addresses() {
 #[test]
 fn what_cannot_be_is_refused_and_leaves_no_file() {
     let lab = Lab::new();
-    let refused = |change: &dyn Fn(&mut Value)| {
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let refused = |change: Change| {
         let mut body = lab.body("web01");
         change(&mut body);
         lab.change(Method::POST, VMS, &body, "", "")
@@ -325,7 +326,7 @@ fn what_cannot_be_is_refused_and_leaves_no_file() {
     );
     assert_eq!(refused(&|body| body["cluster"]["extId"] = unknown.clone()).0, 404);
     assert_eq!(refused(&|body| body["disks"][0]["backingInfo"]["diskSizeBytes"] = json!(0)).0, 400);
-    let late: [(&str, &dyn Fn(&mut Value)); 4] = [
+    let late: [(&str, Change); 4] = [
         ("taken", &|body| body["disks"][0]["diskAddress"]["index"] = json!(0)),
         ("no bus", &|body| body["disks"][0]["diskAddress"]["busType"] = json!("VIRTIO")),
         ("storage container", &|body| body["disks"][0]["backingInfo"]["storageContainer"]["extId"] = unknown.clone()),
