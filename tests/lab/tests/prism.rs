@@ -290,7 +290,8 @@ fn power_on_boots_the_disks_in_the_order_of_their_addresses() {
     let vm = lab.create("web01");
     assert_eq!(lab.power(&vm.uuid, "power-on")["status"], "SUCCEEDED");
     let shape = lab.guests.0.lock().unwrap()[&vm.uuid].clone();
-    assert_eq!(shape.disks, vm.disks.iter().map(|disk| disk.path.clone()).collect::<Vec<_>>());
+    let sizes: Vec<u64> = shape.disks.iter().map(|disk| std::fs::metadata(disk).unwrap().len()).collect();
+    assert_eq!(sizes, [2 * MIB, 3 * MIB], "by index, though they were given the other way round");
     assert_eq!((shape.vcpus, shape.memory_bytes, shape.macs), (2, 512 * MIB, vm.macs.clone()));
     let (_, _, v4) = lab.get(&format!("{VMS}/{}", vm.uuid));
     let nic = &v4["data"]["nics"][0];
@@ -436,4 +437,24 @@ fn faults_are_answered_and_every_call_is_noted() {
     lab.prism.switches().reverse_v4_disks(true);
     let (_, _, vm) = lab.get(&format!("{VMS}/{}", lab.vm("web01").uuid));
     assert_eq!(vm["data"]["disks"][0]["diskAddress"]["index"], 0, "the other way round than given");
+}
+
+#[tokio::test]
+async fn it_can_be_started_and_stopped_by_an_async_test() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = PrismConfig {
+        dir: dir.path().to_owned(),
+        export_root: dir.path().join("export"),
+        container: "drover".into(),
+        cluster_name: "ahv1".into(),
+        subnets: Vec::new(),
+        username: "admin".into(),
+        password: "secret/4u".into(),
+        hypervisor: Arc::new(Guests::default()),
+        log_path: dir.path().join("calls.log"),
+    };
+    let prism = Prism::start(config).unwrap();
+    let port: u16 = prism.element_url().rsplit(':').next().unwrap().parse().unwrap();
+    drop(prism);
+    assert!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nothing listens any more");
 }
