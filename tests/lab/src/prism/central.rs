@@ -166,11 +166,7 @@ async fn act(
     Ok(v4::accepted(answer, &store.accept(&intent, true, work)?))
 }
 
-async fn list_disks(
-    State(store): Shared,
-    Path((_, id)): Path<(String, String)>,
-    Query(params): Params,
-) -> Answer {
+async fn list_disks(State(store): Shared, Path((_, id)): Path<(String, String)>, Query(params): Params) -> Answer {
     let disks = store.state().vm(&id)?.disks.iter().map(shapes::disk).collect();
     page("vmm.v4.ahv.config.ListDisksApiResponse", "vmm.v4.ahv.config.Disk", disks, &params)
 }
@@ -227,11 +223,7 @@ async fn delete_disk(
     Ok(v4::accepted("vmm.v4.ahv.config.DeleteDiskApiResponse", &task))
 }
 
-async fn list_nics(
-    State(store): Shared,
-    Path((_, id)): Path<(String, String)>,
-    Query(params): Params,
-) -> Answer {
+async fn list_nics(State(store): Shared, Path((_, id)): Path<(String, String)>, Query(params): Params) -> Answer {
     let nics = store.state().vm(&id)?.nics.iter().map(|nic| shapes::nic(nic, &[])).collect();
     page("vmm.v4.ahv.config.ListNicsApiResponse", "vmm.v4.ahv.config.Nic", nics, &params)
 }

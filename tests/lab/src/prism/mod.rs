@@ -119,13 +119,16 @@ impl Prism {
             prism_central: Named::new("Unnamed"),
             host_uuid: model::new_uuid(),
             container: Named::new(&config.container),
-            subnets: config.subnets.into_iter().map(|(name, vlan)| Subnet { uuid: model::new_uuid(), name, vlan }).collect(),
+            subnets: config
+                .subnets
+                .into_iter()
+                .map(|(name, vlan)| Subnet { uuid: model::new_uuid(), name, vlan })
+                .collect(),
         };
         let store = Arc::new(Store::new(inventory, config.export_root, config.hypervisor));
         let api_key = model::new_uuid();
         let basic = server::basic(&config.username, &config.password);
-        let gate =
-            Arc::new(Gate { store: store.clone(), basic, api_key: api_key.clone(), log: Mutex::new(log) });
+        let gate = Arc::new(Gate { store: store.clone(), basic, api_key: api_key.clone(), log: Mutex::new(log) });
         let authority = Authority::new()?;
         let ca_pem = authority.pem();
         std::fs::write(config.dir.join("ca.pem"), &ca_pem).context("write ca.pem")?;

@@ -6,11 +6,23 @@ use serde_json::Value;
 /// A `$filter` that has been understood.
 #[derive(Debug, PartialEq)]
 pub enum Filter {
-    Equal { path: Vec<String>, text: String },
-    NotEqual { path: Vec<String>, text: String },
-    StartsWith { path: Vec<String>, text: String },
+    Equal {
+        path: Vec<String>,
+        text: String,
+    },
+    NotEqual {
+        path: Vec<String>,
+        text: String,
+    },
+    StartsWith {
+        path: Vec<String>,
+        text: String,
+    },
     /// Some member of the list at `path` matches.
-    Any { path: Vec<String>, inner: Box<Filter> },
+    Any {
+        path: Vec<String>,
+        inner: Box<Filter>,
+    },
     And(Box<Filter>, Box<Filter>),
     Or(Box<Filter>, Box<Filter>),
 }

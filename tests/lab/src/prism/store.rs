@@ -132,7 +132,9 @@ impl Store {
             return Ok(task);
         }
         let name = match (&work, guarded) {
-            (Work::Create { request, .. }, _) => request.settings.get("name").and_then(Value::as_str).map(str::to_owned),
+            (Work::Create { request, .. }, _) => {
+                request.settings.get("name").and_then(Value::as_str).map(str::to_owned)
+            }
             (work, guarded) => {
                 let vm = state.vm(work.vm())?;
                 if guarded && intent.if_match.as_deref() != Some(&vm.etag()) {
@@ -183,8 +185,7 @@ impl State {
 
     fn remember(&mut self, intent: &Intent, task: &str) {
         if let Some(id) = &intent.request_id {
-            let answered =
-                Answered { method: intent.method.clone(), path: intent.path.clone(), task: task.to_owned() };
+            let answered = Answered { method: intent.method.clone(), path: intent.path.clone(), task: task.to_owned() };
             self.answered.insert(id.clone(), answered);
         }
     }

@@ -64,11 +64,8 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let errors = self.errors();
-        let variant = if errors.is_array() {
-            "List<prism.v4.error.AppMessage>"
-        } else {
-            "prism.v4.error.SchemaValidationError"
-        };
+        let variant =
+            if errors.is_array() { "List<prism.v4.error.AppMessage>" } else { "prism.v4.error.SchemaValidationError" };
         let body = json!({
             "$dataItemDiscriminator": "prism.v4.error.ErrorResponse",
             "data": {
