@@ -240,3 +240,61 @@ fn existing(variable: &str, path: &OsStr) -> Result<PathBuf> {
 fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HELLO: Recipe = Recipe { name: "hello", module: "hello", package: ".", ldflags: "" };
+
+    /// A workshop with one module, whose program prints `text`.
+    fn workshop(dir: &Path) -> Workshop {
+        let workshop = Workshop { sources: dir.join("sources"), target: dir.join("target") };
+        for path in [workshop.sources.join("hello"), workshop.target.join("bin"), workshop.target.join("stamps")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::write(workshop.sources.join("hello/go.mod"), "module hello\n\ngo 1.21\n").unwrap();
+        workshop
+    }
+
+    fn write_main(workshop: &Workshop, text: &str) {
+        let source = format!("package main\n\nfunc main() {{ print({text}) }}\n");
+        fs::write(workshop.sources.join("hello/main.go"), source).unwrap();
+    }
+
+    fn output_of(program: &Path) -> String {
+        String::from_utf8(Command::new(program).output().unwrap().stderr).unwrap()
+    }
+
+    #[test]
+    fn a_program_is_built_again_only_when_its_source_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = workshop(dir.path());
+        write_main(&workshop, "\"one\"");
+        let program = workshop.built(&HELLO).unwrap();
+        assert_eq!(output_of(&program), "one");
+
+        let built_at = fs::metadata(&program).unwrap().modified().unwrap();
+        workshop.built(&HELLO).unwrap();
+        assert_eq!(fs::metadata(&program).unwrap().modified().unwrap(), built_at, "nothing changed, nothing built");
+
+        write_main(&workshop, "\"two\"");
+        assert_eq!(output_of(&workshop.built(&HELLO).unwrap()), "two");
+    }
+
+    #[test]
+    fn a_failed_build_shows_the_compiler_and_leaves_the_old_stamp() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop = workshop(dir.path());
+        write_main(&workshop, "nonsense");
+        let error = format!("{:#}", workshop.built(&HELLO).unwrap_err());
+        assert!(error.contains("undefined: nonsense"), "{error}");
+        assert!(!workshop.target.join("stamps/hello").exists());
+    }
+
+    #[test]
+    fn a_variable_that_names_no_file_is_refused_by_name() {
+        let error = existing("TEST_ASSET_ETCD", OsStr::new("/nowhere/etcd")).unwrap_err().to_string();
+        assert!(error.contains("TEST_ASSET_ETCD") && error.contains("/nowhere/etcd"), "{error}");
+    }
+}

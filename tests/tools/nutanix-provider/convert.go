@@ -12,6 +12,9 @@ import (
 // Terraform's snake_case attributes and the API's camelCase JSON differ by three rules only, so one walk over the schema serves both ways:
 // a block is a list of one except where the API has an array; where the API has a oneOf, the schema has a block per member, named
 // here with its type; attributes that are computed only are never sent.
+//
+// The real provider fills the SDK's models field by field, so its requests hold no type marks but those of oneOf members, and no defaults.
+// Requests here are as bare: decoding into a model would add both, so a model is used to check a request, not to write it.
 
 var arrays = map[string]bool{
 	"categories": true, "disks": true, "cd_roms": true, "nics": true,
@@ -37,7 +40,7 @@ const objectType = "$objectType"
 
 type object = map[string]any
 
-// decodeInto fills an SDK model from JSON-shaped data, so that the model's own rules decide what goes on the wire.
+// decodeInto fills an SDK model from JSON-shaped data, or the other way round.
 func decodeInto(model any, data any) error {
 	encoded, err := json.Marshal(data)
 	if err != nil {
@@ -62,7 +65,7 @@ func expand(f fields, planned cty.Value, skip ...string) object {
 		}
 		key := camel(name)
 		out[key] = value
-		if member, ok := value.(object); ok && member[objectType] != nil {
+		if member, ok := value.(object); ok && strings.HasPrefix(name, "nic_") {
 			out["$"+key+"ItemDiscriminator"] = member[objectType]
 		}
 	}
@@ -111,6 +114,7 @@ func expandOneOf(block object) any {
 	for name, typeName := range oneOfMembers {
 		if member, ok := block[camel(name)].(object); ok {
 			member[objectType] = typeName
+			member["$reserved"] = object{"$fv": "v4.r2"}
 			return member
 		}
 	}

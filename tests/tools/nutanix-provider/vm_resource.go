@@ -31,12 +31,12 @@ func vmResource() *schema.Resource {
 
 func createVM(ctx context.Context, d *schema.ResourceData, meta any) diag.Diagnostics {
 	c := meta.(*clients)
-	body := config.NewVm()
 	// The server creates every VM off; power_state is a call of its own.
-	if err := decodeInto(body, expand(vmSchema(), d.GetRawPlan(), "power_state")); err != nil {
+	body := expand(vmSchema(), d.GetRawPlan(), "power_state")
+	if err := decodeInto(config.NewVm(), body); err != nil {
 		return diag.FromErr(err)
 	}
-	answer, err := c.vms.CreateVm(body)
+	answer, err := c.vms.CreateVm(&config.Vm{UnknownFields_: body})
 	task, err := c.await(ctx, fmt.Sprintf("create VM %q", d.Get("name")), answer, err, d.Timeout(schema.TimeoutCreate))
 	if err != nil {
 		return diag.FromErr(err)

@@ -131,10 +131,10 @@ func (u vmUpdate) disks(ctx context.Context) error {
 		if backing, ok := planned["backingInfo"].(object); ok && verb == "change" {
 			delete(backing, "dataSource")
 		}
-		body := config.NewDisk()
-		if err := decodeInto(body, planned); err != nil {
+		if err := decodeInto(config.NewDisk(), planned); err != nil {
 			return err
 		}
+		body := &config.Disk{UnknownFields_: planned}
 		if verb == "change" {
 			answer, err := u.vms.UpdateDiskById(&u.id, &id, body, match)
 			return u.finish(ctx, what, answer, err)
@@ -155,10 +155,10 @@ func (u vmUpdate) nics(ctx context.Context) error {
 			answer, err := u.vms.DeleteNicById(&u.id, &id, match)
 			return u.finish(ctx, what, answer, err)
 		}
-		body := config.NewNic()
-		if err := decodeInto(body, planned); err != nil {
+		if err := decodeInto(config.NewNic(), planned); err != nil {
 			return err
 		}
+		body := &config.Nic{UnknownFields_: planned}
 		if verb == "change" {
 			answer, err := u.vms.UpdateNicById(&u.id, &id, body, match)
 			return u.finish(ctx, what, answer, err)
@@ -183,10 +183,10 @@ func (u vmUpdate) cdRoms(ctx context.Context) error {
 			answer, err := u.vms.DeleteCdRomById(&u.id, &id, match)
 			return u.finish(ctx, what, answer, err)
 		}
-		body := config.NewCdRom()
-		if err := decodeInto(body, planned); err != nil {
+		if err := decodeInto(config.NewCdRom(), planned); err != nil {
 			return err
 		}
+		body := &config.CdRom{UnknownFields_: planned}
 		answer, err := u.vms.CreateCdRom(&u.id, body, match)
 		return u.finish(ctx, what, answer, err)
 	})

@@ -9,7 +9,7 @@ use super::v4::Refusal;
 /// Longest name of a VM.
 const MAX_NAME_CHARS: usize = 80;
 
-/// Fields of a VM that a client may set, and what they are when it does not.
+/// Fields of a VM that a client may set; what else a body has is dropped. Devices are read apart.
 const WRITABLE: [&str; 28] = [
     "name",
     "description",

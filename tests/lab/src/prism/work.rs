@@ -16,8 +16,11 @@ use super::parse::{self, DiskRequest, VmRequest};
 use super::store::{State, Store};
 use super::tasks::{Progress, Work};
 
-/// How often the worker looks at the switches.
+/// How often the worker looks at the switches while a task waits for them.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How long it sleeps when there is nothing to do; a new task wakes it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Settings that AHV changes only on a VM that is off.
 const COLD: [&str; 12] = [
@@ -66,7 +69,8 @@ fn next(store: &Store) -> Option<(String, Work)> {
         {
             break next;
         }
-        state = store.wait(state, TICK);
+        let nap = if state.queue.is_empty() { IDLE } else { TICK };
+        state = store.wait(state, nap);
     };
     if let Some(task) = state.task_mut(&task) {
         task.progress = Progress::Running;
