@@ -1,0 +1,94 @@
+//! AHV's part in the lab: boots a VM of simulated Prism from its disk files.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, ensure};
+
+use super::learn::Cable;
+use super::{Console, GuestImage, Load};
+use crate::hypervisor::{Hypervisor, VmShape};
+use crate::process::{Process, free_port};
+
+/// Runs VMs with QEMU: virtio-scsi disks, as AHV has them.
+pub struct QemuHypervisor {
+    dir: PathBuf,
+    image: GuestImage,
+    loads: Mutex<HashMap<String, Load>>,
+    running: Mutex<HashMap<String, Running>>,
+}
+
+struct Running {
+    process: Process,
+    cables: Vec<Cable>,
+}
+
+impl QemuHypervisor {
+    /// Consoles and logs go to `dir`.
+    pub fn new(dir: &Path, image: &GuestImage) -> Result<Self> {
+        Ok(Self { dir: dir.to_owned(), image: image.clone(), loads: Mutex::default(), running: Mutex::default() })
+    }
+
+    /// How the VM of that name writes: what its boot loader's command line would hold if the guest had one.
+    pub fn set_load(&self, name: &str, load: Load) {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), load);
+    }
+
+    /// The serial console of a VM.
+    pub fn console(&self, uuid: &str) -> Console {
+        Console::new(&self.dir.join(format!("{uuid}.console")))
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hypervisor for QemuHypervisor {
+    fn power_on(&self, vm: &VmShape) -> Result<()> {
+        ensure!(!self.is_on(&vm.uuid), "VM {} is on", vm.name);
+        let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).copied().unwrap_or_default();
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-machine", "pc,accel=tcg", "-display", "none", "-no-reboot", "-nodefaults", "-m", "160", "-name", &vm.name])
+            .args(["-smp", "1", "-device", "virtio-scsi-pci,id=scsi0"])
+            .arg("-kernel")
+            .arg(&self.image.kernel)
+            .arg("-initrd")
+            .arg(&self.image.initrd)
+            .args(["-append", &load.command_line(vm.disks.len())])
+            .arg("-serial")
+            .arg(format!("file:{}", self.dir.join(format!("{}.console", vm.uuid)).display()));
+        for (index, disk) in vm.disks.iter().enumerate() {
+            command
+                .args(["-drive", &format!("file={},if=none,id=d{index},format=raw,cache=none", disk.display())])
+                .args(["-device", &format!("scsi-hd,drive=d{index},bus=scsi0.0,scsi-id={index}")]);
+        }
+        let mut cables = Vec::new();
+        for (index, mac) in vm.macs.iter().enumerate() {
+            let cable = Cable::plug()?;
+            command
+                .args(["-netdev", &cable.netdev(&format!("n{index}"), free_port()?)])
+                .args(["-device", &format!("virtio-net-pci,netdev=n{index},mac={mac},romfile=")]);
+            cables.push(cable);
+        }
+        let process = Process::spawn(&format!("QEMU of {}", vm.name), command, &self.dir.join(format!("{}.log", vm.uuid)))?;
+        self.running().insert(vm.uuid.clone(), Running { process, cables });
+        Ok(())
+    }
+
+    fn power_off(&self, uuid: &str) -> Result<()> {
+        self.running().remove(uuid);
+        Ok(())
+    }
+
+    fn is_on(&self, uuid: &str) -> bool {
+        self.running().get_mut(uuid).is_some_and(|vm| vm.process.ended().is_none())
+    }
+
+    fn learned_ips(&self, uuid: &str) -> Vec<String> {
+        self.running().get(uuid).map(|vm| vm.cables.iter().flat_map(Cable::learned).collect()).unwrap_or_default()
+    }
+}
