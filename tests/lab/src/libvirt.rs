@@ -35,7 +35,8 @@ mount --bind "$dir/passwd" /etc/passwd; mount --bind "$dir/group" /etc/group
 exec libvirtd -f "$dir/libvirtd.conf" -p "$dir/libvirtd.pid"
 "#;
 
-const QEMU_CONF: &str = "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nnamespaces = []\nstdio_handler = \"file\"\n";
+const QEMU_CONF: &str =
+    "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\nnamespaces = []\nstdio_handler = \"file\"\n";
 
 /// A guest to be defined.
 #[derive(Clone, Debug)]
@@ -88,7 +89,8 @@ impl Libvirt {
         std::fs::create_dir_all(dir.join("images"))?;
         std::fs::write(dir.join("etc/qemu.conf"), QEMU_CONF)?;
         let sockets = dir.join("sock");
-        let conf = format!("unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n", sockets.display());
+        let conf =
+            format!("unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n", sockets.display());
         std::fs::write(dir.join("libvirtd.conf"), conf)?;
         guard_pid_files(&dir.join("run/qemu"));
         let daemon = launch(dir)?;
@@ -124,7 +126,8 @@ impl Libvirt {
 
     /// Makes a guest's disks and defines it.
     pub fn define(&self, spec: &GuestSpec) -> Result<Domain> {
-        let disks: Vec<PathBuf> = (0..spec.disks.len()).map(|index| self.dir.join(format!("images/{}-{index}.img", spec.name))).collect();
+        let disks: Vec<PathBuf> =
+            (0..spec.disks.len()).map(|index| self.dir.join(format!("images/{}-{index}.img", spec.name))).collect();
         for (index, (path, size_bytes)) in disks.iter().zip(&spec.disks).enumerate() {
             make_disk(path, *size_bytes, index)?;
         }
@@ -167,7 +170,12 @@ impl Domain {
     pub fn wait_for_ack(&self, n: u64, limit: Duration) -> Result<()> {
         let start = std::time::Instant::now();
         while self.console().last_ack().unwrap_or(0) < n {
-            ensure!(start.elapsed() < limit, "{} did not acknowledge record {n} in {limit:?}; its console:\n{}", self.name, self.console().text());
+            ensure!(
+                start.elapsed() < limit,
+                "{} did not acknowledge record {n} in {limit:?}; its console:\n{}",
+                self.name,
+                self.console().text()
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
@@ -190,7 +198,9 @@ impl Domain {
 
     /// Whether libvirt would start it with the host.
     pub fn autostart(&self) -> Result<bool> {
-        Ok(virsh(&self.uri, &["dominfo", &self.name])?.lines().any(|line| line.starts_with("Autostart:") && line.ends_with("enable")))
+        Ok(virsh(&self.uri, &["dominfo", &self.name])?
+            .lines()
+            .any(|line| line.starts_with("Autostart:") && line.ends_with("enable")))
     }
 
     /// Its definition.
@@ -234,7 +244,12 @@ fn uri(dir: &Path) -> String {
 
 fn virsh(uri: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new("virsh").args(["-q", "-c", uri]).args(arguments).output().context("run virsh")?;
-    ensure!(output.status.success(), "virsh {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "virsh {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -252,7 +267,10 @@ fn domain_xml(spec: &GuestSpec, image: &GuestImage, disks: &[PathBuf], console: 
             )
         })
         .collect();
-    let nic = spec.mac.as_ref().map(|mac| format!("<interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>"));
+    let nic = spec
+        .mac
+        .as_ref()
+        .map(|mac| format!("<interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>"));
     format!(
         "<domain type='qemu'><name>{name}</name>{uuid}{title}<memory unit='MiB'>160</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}{deaf}</cmdline></os>

@@ -80,13 +80,18 @@ impl NfsExport {
 }
 
 fn launch(dir: &Path, container: &str, port: u16, mount_port: u16) -> Result<Process> {
-    std::fs::write(dir.join("ganesha.conf"), config(dir, container, port, mount_port)).context("write Ganesha's configuration")?;
+    std::fs::write(dir.join("ganesha.conf"), config(dir, container, port, mount_port))
+        .context("write Ganesha's configuration")?;
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", START, "sh"]).arg(dir);
     let mut process = Process::spawn("NFS-Ganesha", command, &dir.join("start.log"))?;
     let log = dir.join("ganesha.log");
-    let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("NFS SERVER INITIALIZED") || text.contains("NFS STARTUP"));
-    process.wait_until("an open port", Duration::from_secs(30), || started() && is_open(port) && is_open(mount_port))?;
+    let started = || {
+        std::fs::read_to_string(&log)
+            .is_ok_and(|text| text.contains("NFS SERVER INITIALIZED") || text.contains("NFS STARTUP"))
+    };
+    process
+        .wait_until("an open port", Duration::from_secs(30), || started() && is_open(port) && is_open(mount_port))?;
     Ok(process)
 }
 

@@ -43,14 +43,22 @@ impl Console {
     /// The longest time between two acknowledgements from record `since` on, by the guest's own clock, in milliseconds.
     pub fn max_gap_millis_since(&self, since: u64) -> u64 {
         let acks = self.acks();
-        acks.windows(2).filter(|pair| pair[0].0 >= since).map(|pair| pair[1].1.saturating_sub(pair[0].1)).max().unwrap_or(0)
+        acks.windows(2)
+            .filter(|pair| pair[0].0 >= since)
+            .map(|pair| pair[1].1.saturating_sub(pair[0].1))
+            .max()
+            .unwrap_or(0)
     }
 
     /// What each disk held when the guest booted last.
     pub fn verified(&self) -> BTreeMap<u32, Records> {
         let text = self.text();
         let values = |line: &str| -> Option<(u32, Records)> {
-            let mut fields = line.trim().strip_prefix("VERIFIED ")?.split(' ').filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
+            let mut fields = line
+                .trim()
+                .strip_prefix("VERIFIED ")?
+                .split(' ')
+                .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
             Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
         };
         text.lines().filter_map(values).collect()

@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 /// Modules of the guest: both disk buses, the network card, and the power button.
-const MODULES: [&str; 8] = ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "evdev", "button"];
+const MODULES: [&str; 8] =
+    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "evdev", "button"];
 
 /// A kernel and an initrd.
 #[derive(Clone, Debug)]
@@ -37,10 +38,14 @@ impl GuestImage {
 
 fn newest_kernel() -> Result<(String, PathBuf)> {
     let names = fs::read_dir("/boot")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut releases: Vec<String> =
-        names.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned)).filter(|name| name.contains("cloud")).collect();
+    let mut releases: Vec<String> = names
+        .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+        .filter(|name| name.contains("cloud"))
+        .collect();
     releases.sort();
-    let release = releases.pop().context("there is no cloud kernel in /boot: run `make setup` (package linux-image-cloud-amd64)")?;
+    let release = releases
+        .pop()
+        .context("there is no cloud kernel in /boot: run `make setup` (package linux-image-cloud-amd64)")?;
     let kernel = PathBuf::from(format!("/boot/vmlinuz-{release}"));
     Ok((release, kernel))
 }
@@ -81,7 +86,18 @@ fn install(from: &Path, to: &Path) -> Result<()> {
 /// Statically linked, since the guest has no libraries.
 fn compile(source: &Path, to: &Path) -> Result<()> {
     let output = Command::new("rustc")
-        .args(["--edition", "2021", "-O", "-C", "target-feature=+crt-static", "-C", "panic=abort", "-C", "strip=symbols", "-o"])
+        .args([
+            "--edition",
+            "2021",
+            "-O",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+            "-o",
+        ])
         .args([to, source])
         .output()
         .context("run rustc")?;
@@ -93,11 +109,13 @@ fn compile(source: &Path, to: &Path) -> Result<()> {
 fn modules(release: &str, to: &Path) -> Result<()> {
     let mut order: Vec<String> = Vec::new();
     for module in MODULES {
-        let output = Command::new("modprobe").args(["-S", release, "--show-depends", module]).stderr(Stdio::null()).output()?;
+        let output =
+            Command::new("modprobe").args(["-S", release, "--show-depends", module]).stderr(Stdio::null()).output()?;
         // Built-in ones are listed too, as `builtin NAME`.
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let Some(path) = line.strip_prefix("insmod ").map(str::trim) else { continue };
-            let name = Path::new(path).file_name().and_then(|name| name.to_str()).context("a module has a name")?.to_owned();
+            let name =
+                Path::new(path).file_name().and_then(|name| name.to_str()).context("a module has a name")?.to_owned();
             if !order.contains(&name) {
                 fs::copy(path, to.join(&name)).with_context(|| format!("copy {path}"))?;
                 order.push(name);

@@ -37,15 +37,21 @@ impl Load {
     /// The kernel's command line.
     pub fn command_line(&self, disks: usize) -> String {
         let Self { rate, payload_bytes, ring } = self;
-        format!("console=ttyS0 quiet panic=1 drover.disks={disks} drover.rate={rate} drover.payload={payload_bytes} drover.ring={ring}")
+        format!(
+            "console=ttyS0 quiet panic=1 drover.disks={disks} drover.rate={rate} drover.payload={payload_bytes} drover.ring={ring}"
+        )
     }
 }
 
 /// Makes a sparse raw disk with an ext4 file system labelled `drover<index>`.
 pub fn make_disk(path: &Path, size_bytes: u64, index: usize) -> Result<()> {
-    std::fs::File::create(path).and_then(|file| file.set_len(size_bytes)).with_context(|| format!("make {}", path.display()))?;
+    std::fs::File::create(path)
+        .and_then(|file| file.set_len(size_bytes))
+        .with_context(|| format!("make {}", path.display()))?;
     let label = format!("drover{index}");
-    run(Command::new("mkfs.ext4").args(["-q", "-F", "-L", &label, "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(path))
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-L", &label, "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .arg(path))
 }
 
 /// Reads the records on the raw image of a disk whose VM is off, from a copy whose journal is replayed.
@@ -56,7 +62,12 @@ pub fn read_records(disk: &Path, load: Load) -> Result<Records> {
     run(Command::new("cp").arg("--sparse=always").arg(disk).arg(&copy))?;
     // 0 = clean, 1 = repaired (the journal was replayed).
     let fsck = Command::new("e2fsck").args(["-p"]).arg(&copy).output().context("run e2fsck")?;
-    ensure!(matches!(fsck.status.code(), Some(0 | 1)), "e2fsck of {}: {}", disk.display(), String::from_utf8_lossy(&fsck.stdout));
+    ensure!(
+        matches!(fsck.status.code(), Some(0 | 1)),
+        "e2fsck of {}: {}",
+        disk.display(),
+        String::from_utf8_lossy(&fsck.stdout)
+    );
     run(Command::new("debugfs").arg("-R").arg(format!("dump /records {}", dump.display())).arg(&copy))?;
     let content = std::fs::read(&dump).with_context(|| format!("{} has no records", disk.display()))?;
     Ok(record::check(&content, load.ring.into(), load.payload_bytes as usize))

@@ -52,7 +52,18 @@ impl Hypervisor for QemuHypervisor {
         let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).copied().unwrap_or_default();
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-machine", "pc,accel=tcg", "-display", "none", "-no-reboot", "-nodefaults", "-m", "160", "-name", &vm.name])
+            .args([
+                "-machine",
+                "pc,accel=tcg",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-nodefaults",
+                "-m",
+                "160",
+                "-name",
+                &vm.name,
+            ])
             .args(["-smp", "1", "-device", "virtio-scsi-pci,id=scsi0"])
             .arg("-kernel")
             .arg(&self.image.kernel)
@@ -74,7 +85,8 @@ impl Hypervisor for QemuHypervisor {
                 .args(["-device", &format!("virtio-net-pci,netdev=n{index},mac={mac},romfile=")]);
             cables.push(cable);
         }
-        let process = Process::spawn(&format!("QEMU of {}", vm.name), command, &self.dir.join(format!("{}.log", vm.uuid)))?;
+        let process =
+            Process::spawn(&format!("QEMU of {}", vm.name), command, &self.dir.join(format!("{}.log", vm.uuid)))?;
         self.running().insert(vm.uuid.clone(), Running { process, cables });
         Ok(())
     }
