@@ -71,9 +71,15 @@ async fn only_a_hostname_is_needed(cluster: &drover_lab::cluster::Cluster, clien
 async fn migrations_are_checked(cluster: &drover_lab::cluster::Cluster, client: &Client) -> Result<()> {
     let digest = format!("sha256:{}", "a".repeat(64));
     for (spec, message) in [
-        (json!({"hostname": "web02"}), "hostname cannot change: delete this migration and create one for the other machine"),
+        (
+            json!({"hostname": "web02"}),
+            "hostname cannot change: delete this migration and create one for the other machine",
+        ),
         (json!({"hostname": "web01", "approvedDigest": digest}), "set approved: true with it, or remove both"),
-        (json!({"hostname": "web01", "approved": false, "approvedDigest": digest}), "set approved: true with it, or remove both"),
+        (
+            json!({"hostname": "web01", "approved": false, "approvedDigest": digest}),
+            "set approved: true with it, or remove both",
+        ),
         (json!({"hostname": "web01", "approved": true, "approvedDigest": "abc"}), "spec.approvedDigest"),
         (json!({"hostname": "web01", "finalize": true, "rollback": true}), "finalize and rollback exclude each other"),
         (json!({"hostname": "-web01"}), "spec.hostname"),
@@ -213,10 +219,10 @@ metadata: {name: owner, namespace: team}
     assert_eq!(maps.get("owned").await?.name_any(), "owned", "what was stored is still there");
 
     maps.delete("owner", &DeleteParams::default()).await?;
-    eventually("the owned object collected", || async { Ok(maps.get_opt("owned").await?.is_none().then_some(())) }).await?;
+    eventually("the owned object collected", async || Ok(maps.get_opt("owned").await?.is_none().then_some(()))).await?;
     let namespaces: Api<Namespace> = Api::all(client);
     namespaces.delete("team", &DeleteParams::default()).await?;
-    eventually("the namespace gone", || async { Ok(namespaces.get_opt("team").await?.is_none().then_some(())) }).await?;
+    eventually("the namespace gone", async || Ok(namespaces.get_opt("team").await?.is_none().then_some(()))).await?;
     Ok(())
 }
 

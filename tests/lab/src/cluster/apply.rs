@@ -54,7 +54,11 @@ async fn resolve(
         }
         *kinds = Some(Discovery::new(client.clone()).run_aggregated().await.context("discover the server's kinds")?);
     }
-    bail!("the API server knows no {}/{} (the definition is missing, or not established yet)", types.api_version, types.kind)
+    bail!(
+        "the API server knows no {}/{} (the definition is missing, or not established yet)",
+        types.api_version,
+        types.kind
+    )
 }
 
 /// Applies the definitions and waits until the server serves them.

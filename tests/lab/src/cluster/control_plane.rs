@@ -55,7 +55,8 @@ impl Layout {
     /// Writes every certificate, key and kubeconfig that the parts need.
     pub(super) fn write_credentials(&self) -> Result<Authority> {
         let authority = Authority::create(&self.dir.join("pki"))?;
-        let names = ["127.0.0.1", "10.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+        let names =
+            ["127.0.0.1", "10.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         authority.server("kube-apiserver", &names)?;
         authority.token_keys("service-account")?;
         authority.kubeconfig(&self.admin_kubeconfig(), &self.server(), ADMIN, None)?;

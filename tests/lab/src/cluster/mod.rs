@@ -8,9 +8,9 @@ mod certificates;
 mod control_plane;
 
 use std::future::Future;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::net::TcpStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,8 +66,7 @@ impl Cluster {
 
     fn start_on_free_ports(dir: &Path, bins: &ClusterBinaries) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("make the cluster's directory {}", dir.display()))?;
-        let layout =
-            Layout { bins: bins.clone(), dir: dir.into(), etcd_port: free_port()?, api_port: free_port()? };
+        let layout = Layout { bins: bins.clone(), dir: dir.into(), etcd_port: free_port()?, api_port: free_port()? };
         let authority = layout.write_credentials()?;
         // The API server waits for etcd by itself, so both start at once.
         let etcd = Process::spawn("etcd", layout.etcd(), &dir.join("etcd.log"))?;

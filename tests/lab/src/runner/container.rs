@@ -1,12 +1,14 @@
 //! One container: waiting, running or ended, and when it starts again.
 
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -20,8 +22,18 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 const MESSAGE_BYTES: usize = 2048;
 
 enum State {
-    Waiting { reason: &'static str, message: Option<String>, until: Instant },
-    Running { process: Process, since: Timestamp, started: Instant },
+    Waiting {
+        reason: &'static str,
+        message: Option<String>,
+        until: Instant,
+    },
+    /// `set_up` is the directory that vanishes when the mounts are made and the program takes over; `None` once it has.
+    Running {
+        process: Process,
+        since: Timestamp,
+        started: Instant,
+        set_up: Option<PathBuf>,
+    },
     Ended(ContainerStateTerminated),
 }
 
@@ -63,11 +75,11 @@ impl Container {
         if self.started_before { self.restarts + 1 } else { self.restarts }
     }
 
-    /// The process runs.
-    pub(super) fn started(&mut self, process: Process) {
+    /// Its process was started, and removes the directory `set_up` when the mounts are made and the program takes over.
+    pub(super) fn started(&mut self, process: Process, set_up: PathBuf) {
         self.restarts = self.next_start();
         self.started_before = true;
-        self.state = State::Running { process, since: Timestamp::now(), started: Instant::now() };
+        self.state = State::Running { process, since: Timestamp::now(), started: Instant::now(), set_up: Some(set_up) };
     }
 
     /// It cannot be started now; try again in a second.
@@ -75,7 +87,12 @@ impl Container {
         self.state = State::Waiting { reason, message: Some(message), until: Instant::now() + FIRST_BACKOFF };
     }
 
-    /// The id of its process, while it runs.
+    /// Whether its program runs.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running { set_up: None, .. })
+    }
+
+    /// The id of its process, while there is one: the program's, or that of its set-up.
     pub(super) fn pid(&self) -> Option<u32> {
         match &self.state {
             State::Running { process, .. } => Some(process.pid()),
@@ -90,7 +107,8 @@ impl Container {
 
     /// Sees whether the process has ended. With a restart policy that wants it running, it then waits for its next start.
     pub(super) fn poll(&mut self, policy: &str) {
-        let State::Running { process, since, started } = &mut self.state else { return };
+        let State::Running { process, since, started, set_up } = &mut self.state else { return };
+        set_up.take_if(|directory| !directory.exists());
         let Some(status) = process.ended() else { return };
         // Whatever the leader left behind goes with it, as with a container's first process.
         process.kill();
@@ -127,12 +145,10 @@ impl Container {
 
     /// What the pod's status says of it.
     pub(super) fn status(&self) -> ContainerStatus {
-        let running = matches!(self.state, State::Running { .. });
+        let running = self.is_running();
         let state = match &self.state {
-            State::Waiting { reason, message, .. } => ContainerState {
-                waiting: Some(ContainerStateWaiting { reason: Some((*reason).into()), message: message.clone() }),
-                ..ContainerState::default()
-            },
+            State::Running { set_up: Some(_), .. } => waiting("ContainerCreating", None),
+            State::Waiting { reason, message, .. } => waiting(reason, message.clone()),
             State::Running { since, .. } => ContainerState {
                 running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
                 ..ContainerState::default()
@@ -146,19 +162,22 @@ impl Container {
             ready: running,
             started: Some(running),
             restart_count: self.restarts,
-            last_state: self.last.clone().map(|ended| ContainerState { terminated: Some(ended), ..ContainerState::default() }),
+            last_state: self
+                .last
+                .clone()
+                .map(|ended| ContainerState { terminated: Some(ended), ..ContainerState::default() }),
             state: Some(state),
             ..ContainerStatus::default()
         }
     }
 }
 
-fn terminated(
-    status: ExitStatus,
-    since: Timestamp,
-    message: Option<String>,
-    id: &str,
-) -> ContainerStateTerminated {
+fn waiting(reason: &str, message: Option<String>) -> ContainerState {
+    let waiting = ContainerStateWaiting { reason: Some(reason.into()), message };
+    ContainerState { waiting: Some(waiting), ..ContainerState::default() }
+}
+
+fn terminated(status: ExitStatus, since: Timestamp, message: Option<String>, id: &str) -> ContainerStateTerminated {
     ContainerStateTerminated {
         exit_code: status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255),
         signal: status.signal(),

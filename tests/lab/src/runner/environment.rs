@@ -69,7 +69,10 @@ async fn value(
         return fields::resource(container, selector).map(Some);
     }
     let (source, name, key, optional) = key_of(from).with_context(|| {
-        format!("variable {}: only fieldRef, resourceFieldRef, secretKeyRef and configMapKeyRef are known", variable.name)
+        format!(
+            "variable {}: only fieldRef, resourceFieldRef, secretKeyRef and configMapKeyRef are known",
+            variable.name
+        )
     })?;
     let found = objects.content(source, name).await?.and_then(|mut content| content.remove(key));
     match found {

@@ -21,25 +21,26 @@ trap '[ $? = 0 ] || { echo "runner: cannot set up the mounts of this container" 
 path=$PATH PATH=/usr/sbin:/usr/bin:/sbin:/bin
 outer=$1
 shift
-mount --rbind /run "$outer"
-mount -t tmpfs -o mode=755 tmpfs /run
+mount -n --rbind /run "$outer"
+mount -n -t tmpfs -o mode=755 tmpfs /run
 for entry in "$outer"/* "$outer"/.[!.]*; do
   inner=/run/${entry##*/}
   if [ "$inner" = /run/secrets ]; then continue
   elif [ -L "$entry" ]; then ln -s "$(readlink "$entry")" "$inner"
-  elif [ -d "$entry" ]; then mkdir "$inner"; mount --rbind "$entry" "$inner"
-  elif [ -e "$entry" ]; then : > "$inner"; mount --bind "$entry" "$inner"
+  elif [ -d "$entry" ]; then mkdir "$inner"; mount -n --rbind "$entry" "$inner"
+  elif [ -e "$entry" ]; then : > "$inner"; mount -n --bind "$entry" "$inner"
   fi
 done
-umount -l "$outer"
+umount -n -l "$outer"
 while [ "$1" != -- ]; do
   if [ -d "$1" ]; then mkdir -p "$2"; else mkdir -p "${2%/*}"; [ -e "$2" ] || : > "$2"; fi
-  mount --rbind "$1" "$2"
-  if [ "$3" = ro ]; then mount -o remount,bind,ro "$2"; fi
+  mount -n --rbind "$1" "$2"
+  if [ "$3" = ro ]; then mount -n -o remount,bind,ro "$2"; fi
   shift 3
 done
 cd "$2"
 shift 2
+rmdir "$outer"
 trap - EXIT
 PATH=$path
 exec "$@"
@@ -51,7 +52,7 @@ pub(super) struct Launch<'a> {
     pub(super) program: &'a Path,
     pub(super) environment: Environment,
     pub(super) mounts: Vec<Mount>,
-    /// An empty directory for the script.
+    /// A directory for the script, which removes it when the mounts are made and the program takes over.
     pub(super) scratch: &'a Path,
     pub(super) log: &'a Path,
 }

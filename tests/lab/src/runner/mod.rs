@@ -124,7 +124,8 @@ impl Runner {
                 pods.push((entry.metadata()?.modified()?, entry.path()));
             }
         }
-        let (_, pod) = pods.into_iter().max().with_context(|| format!("no pod {namespace}/{pod_prefix}* has run here"))?;
+        let (_, pod) =
+            pods.into_iter().max().with_context(|| format!("no pod {namespace}/{pod_prefix}* has run here"))?;
         let mut text = String::new();
         for start in 0.. {
             match std::fs::read(pod.join(container).join(format!("{start}.log"))) {
@@ -168,9 +169,11 @@ impl Runner {
 
     fn find(&self, namespace: &str, pod_prefix: &str) -> Result<Arc<Entry>> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = entries.iter().rev().find(|entry| entry.namespace == namespace && entry.name.starts_with(pod_prefix));
+        let found =
+            entries.iter().rev().find(|entry| entry.namespace == namespace && entry.name.starts_with(pod_prefix));
         let Some(found) = found else {
-            let known: Vec<String> = entries.iter().map(|entry| format!("{}/{}", entry.namespace, entry.name)).collect();
+            let known: Vec<String> =
+                entries.iter().map(|entry| format!("{}/{}", entry.namespace, entry.name)).collect();
             bail!("no pod {namespace}/{pod_prefix}* is on this node (there are: {known:?})");
         };
         Ok(found.clone())
@@ -195,7 +198,10 @@ impl Context {
         let untagged = last.split(['@', ':']).next().unwrap_or(last);
         let found = [name, last, untagged].iter().find_map(|key| self.config.programs.get(*key));
         found.cloned().with_context(|| {
-            format!("the runner has no program for {name:?}; it has: {:?}", self.config.programs.keys().collect::<Vec<_>>())
+            format!(
+                "the runner has no program for {name:?}; it has: {:?}",
+                self.config.programs.keys().collect::<Vec<_>>()
+            )
         })
     }
 
@@ -208,7 +214,11 @@ impl Context {
         let mut lines: Vec<String> =
             self.config.host_aliases.iter().map(|(name, address)| format!("{address} {name}")).collect();
         for alias in spec.host_aliases.iter().flatten() {
-            lines.push(format!("{} {}", alias.ip, alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join(" ")));
+            lines.push(format!(
+                "{} {}",
+                alias.ip,
+                alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join(" ")
+            ));
         }
         if lines.is_empty() {
             return Ok(None);

@@ -101,9 +101,14 @@ pub(super) async fn bind(client: Client, pod: Pod, node_name: String) {
         "target": {"apiVersion": "v1", "kind": "Node", "name": node_name},
     });
     loop {
-        match pods.create_subresource::<_, serde_json::Value>("binding", &name, &PostParams::default(), &binding).await {
+        match pods.create_subresource::<_, serde_json::Value>("binding", &name, &PostParams::default(), &binding).await
+        {
             Ok(_) => return,
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() || status.is_already_exists() => return,
+            Err(kube::Error::Api(status))
+                if status.is_not_found() || status.is_conflict() || status.is_already_exists() =>
+            {
+                return;
+            }
             Err(error) => tracing::warn!(pod = name, %error, "could not bind the pod, trying again"),
         }
         tokio::time::sleep(Duration::from_millis(500)).await;

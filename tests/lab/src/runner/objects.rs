@@ -60,7 +60,8 @@ impl Objects {
                 let map = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace).get_opt(name).await?;
                 Ok(map.map(|m| {
                     let text = m.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into_bytes()));
-                    text.chain(m.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0))).collect()
+                    text.chain(m.binary_data.unwrap_or_default().into_iter().map(|(key, bytes)| (key, bytes.0)))
+                        .collect()
                 }))
             }
         }

@@ -172,11 +172,11 @@ impl Worker {
             if !self.containers[index].is_due() {
                 continue;
             }
+            let set_up = self.scratch(index);
             match self.launch(index).await {
-                Ok(process) => self.containers[index].started(process),
+                Ok(process) => self.containers[index].started(process, set_up),
                 Err((reason, error)) => self.containers[index].cannot_start(reason, format!("{error:#}")),
             }
-            self.publish_pids();
         }
     }
 
@@ -204,7 +204,7 @@ impl Worker {
             program: &program,
             environment,
             mounts,
-            scratch: &files.join("run"),
+            scratch: &self.scratch(index),
             log: &log.join(format!("{start}.log")),
         };
         launch.start().map_err(|error| ("RunContainerError", error))
@@ -217,13 +217,15 @@ impl Worker {
     }
 
     fn publish_pids(&self) {
-        let running = self.containers.iter().filter_map(|c| Some((c.spec.name.clone(), c.pid()?)));
+        let running =
+            self.containers.iter().filter(|c| c.is_running()).filter_map(|c| Some((c.spec.name.clone(), c.pid()?)));
         self.entry.shared().pids = running.collect();
     }
 
     fn report(&mut self, ending: Option<Ending>) {
         let statuses = self.containers.iter().map(Container::status).collect();
-        let status: PodStatus = status::pod_status(&self.pod, &self.reported.status, &self.start_time, statuses, ending);
+        let status: PodStatus =
+            status::pod_status(&self.pod, &self.reported.status, &self.start_time, statuses, ending);
         let may_go = self.is_deleted() && self.containers.iter().all(Container::has_ended);
         let report = Report { status, may_go };
         if report != self.reported {
@@ -234,6 +236,11 @@ impl Worker {
 
     fn spec(&self) -> PodSpec {
         self.pod.spec.clone().unwrap_or_default()
+    }
+
+    /// Where a container's mounts are prepared; gone once its program runs.
+    fn scratch(&self, index: usize) -> PathBuf {
+        self.own_files().join(format!("start-{}", self.containers[index].spec.name))
     }
 
     /// Where the pod's volumes and scratch files lie.

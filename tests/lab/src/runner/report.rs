@@ -26,7 +26,9 @@ pub(super) async fn write_reports(api: Api<Pod>, name: String, uid: String, mut 
                 Ok(Ok(())) => break,
                 Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => return,
                 Ok(Err(error)) => tracing::warn!(pod = name, %error, "could not write the pod's status, trying again"),
-                Err(_) => tracing::warn!(pod = name, "no answer to the pod's status within {WRITE_LIMIT:?}, trying again"),
+                Err(_) => {
+                    tracing::warn!(pod = name, "no answer to the pod's status within {WRITE_LIMIT:?}, trying again")
+                }
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -46,6 +48,7 @@ async fn write(api: &Api<Pod>, name: &str, uid: &str, report: &Report) -> kube::
 /// Tells the API server that nothing of the pod is left on the node.
 pub(super) async fn delete(api: &Api<Pod>, name: &str, uid: &str) -> kube::Result<()> {
     let preconditions = Preconditions { uid: Some(uid.into()), ..Preconditions::default() };
-    let params = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+    let params =
+        DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
     api.delete(name, &params).await.map(|_| ())
 }

@@ -85,7 +85,8 @@ fn phase(containers: &[ContainerStatus], policy: &str, ending: Option<Ending>) -
     let ended = codes.iter().all(Option::is_some);
     let succeeded = codes.iter().all(|code| *code == Some(0));
     let never_started = |container: &ContainerStatus| {
-        container.state.as_ref().is_some_and(|state| state.waiting.is_some()) && exit_code(&container.last_state).is_none()
+        container.state.as_ref().is_some_and(|state| state.waiting.is_some())
+            && exit_code(&container.last_state).is_none()
     };
     if ended && ending.is_some_and(|ending| ending.failure().is_some()) {
         "Failed"

@@ -9,7 +9,7 @@ use drover_lab::cluster::{Cluster, ClusterBinaries};
 /// A cluster in a directory that goes with it.
 pub struct TestCluster {
     pub cluster: Cluster,
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 /// Starts a cluster of the test's own.
@@ -22,11 +22,11 @@ pub fn start_cluster() -> Result<TestCluster> {
         kubectl: bin.join("kubectl"),
     };
     let dir = tempfile::tempdir()?;
-    Ok(TestCluster { cluster: Cluster::start(&dir.path().join("cluster"), &bins)?, dir })
+    Ok(TestCluster { cluster: Cluster::start(&dir.path().join("cluster"), &bins)?, _dir: dir })
 }
 
 /// Asks every 100 ms until the answer is `Some`; an error after a minute. The limit only ends a test that would hang.
-pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T> {
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(answer) = ask().await? {
