@@ -397,6 +397,7 @@ async fn deletion_asks_first_and_kills_after_the_grace_period(lab: &Lab) -> Resu
     lab.create("Pod", "ending", spec).await?;
     lab.said("ending", "polite", "up").await?;
     lab.said("ending", "stubborn", "up").await?;
+    lab.pod("ending", "ready", is_ready).await?;
     let pids = lab.runner.pids("default", "ending")?;
     lab.pods().delete("ending", &DeleteParams::default()).await?;
     let half = |pod: &Pod| {
