@@ -19,6 +19,7 @@ pub use vm_migration::{VmMigration, VmMigrationSpec, VmMigrationStatus};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+use serde_json::Value;
 
 /// The API group of every Drover resource.
 pub const GROUP: &str = "drover.dev";
@@ -31,5 +32,26 @@ pub const MIGRATION_FINALIZER: &str = "drover.dev/release-source";
 
 /// Every custom resource definition, in the order they are applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![VmMigration::crd(), LibvirtHost::crd(), NutanixCluster::crd(), TerraformRepository::crd(), BlockCopy::crd()]
+    [VmMigration::crd(), LibvirtHost::crd(), NutanixCluster::crd(), TerraformRepository::crd(), BlockCopy::crd()]
+        .into_iter()
+        .map(without_unsigned_formats)
+        .collect()
+}
+
+/// Removes `format: uint8` … `uint64`, which schemars writes and the API server warns of: it knows `int32` and `int64` only.
+fn without_unsigned_formats(crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut value = serde_json::to_value(&crd).expect("a definition is plain data");
+    remove_unsigned_formats(&mut value);
+    serde_json::from_value(value).expect("removing an optional field keeps it a definition")
+}
+
+fn remove_unsigned_formats(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, field| name != "format" || !field.as_str().is_some_and(|f| f.starts_with("uint")));
+            fields.values_mut().for_each(remove_unsigned_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_unsigned_formats),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }

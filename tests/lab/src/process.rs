@@ -17,18 +17,19 @@ use nix::unistd::Pid;
 
 /// Lines: `+pid` a group to kill at the end, `-pid` forget it, `@dir` at the end kill every process named by a `*.pid` file in `dir`
 /// (QEMU under libvirt leaves its parent's group, but writes such a file).
+/// (`-s KILL` because dash takes no `--` after `-9`; a pid is forgotten once only because the list would double otherwise.)
 const GUARD: &str = r#"
 trap '' INT TERM HUP QUIT
 pids=' ' dirs=''
 while read -r line; do
   case "$line" in
     +*) pids="$pids${line#+} " ;;
-    -*) p=" ${line#-} "; pids="${pids%%"$p"*} ${pids#*"$p"}" ;;
+    -*) p=" ${line#-} "; case "$pids" in *"$p"*) pids="${pids%%"$p"*} ${pids#*"$p"}" ;; esac ;;
     @*) dirs="$dirs ${line#@}" ;;
   esac
 done
-for p in $pids; do kill -9 -- "-$p" 2>/dev/null; done
-for d in $dirs; do for f in "$d"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done; done
+for p in $pids; do kill -s KILL -- "-$p" 2>/dev/null; done
+for d in $dirs; do for f in "$d"/*.pid; do [ -f "$f" ] && kill -s KILL "$(cat "$f")" 2>/dev/null; done; done
 exit 0
 "#;
 
