@@ -115,9 +115,11 @@ async fn compare_extent(
         Ok::<_, TargetError>(buffer)
     };
     let (from_source, from_target) = tokio::join!(read_source, read_target);
-    let source = from_source
-        .expect("reading does not panic")
-        .map_err(|cause| VerifyError::Source { operation: "read", path, cause })?;
+    let source = from_source.expect("reading does not panic").map_err(|cause| VerifyError::Source {
+        operation: "read",
+        path,
+        cause,
+    })?;
     let difference = first_difference(source.as_ref(), &from_target?);
     Ok(Extent { source, difference })
 }
@@ -172,10 +174,11 @@ fn read_direct(source: &File, offset: u64, len: usize) -> io::Result<Aligned> {
     let mut done = 0;
     while done < len {
         match source.read_at(&mut memory[start + done..start + room], offset + done as u64) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ends early")),
             // A short read in the middle goes on from the last aligned byte.
-            Ok(n) if done + n < len => done = (done + n) / ALIGNMENT * ALIGNMENT,
-            Ok(n) => done += n,
+            Ok(n) if done + n >= len || n >= ALIGNMENT => {
+                done += if done + n >= len { n } else { n / ALIGNMENT * ALIGNMENT }
+            }
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ends early")),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

@@ -10,7 +10,7 @@ use super::control::ExportStatus;
 use super::drain::{Readers, WRITERS, report, write_runs};
 use super::export::{Export, Life};
 use super::memory::{MIN_SHARE_BYTES, Memory};
-use super::target::TargetSpec;
+use super::target::{Target, TargetSpec};
 
 /// Suffix of an export's name under which tools get honest flushes.
 pub const DURABLE_SUFFIX: &str = "+durable";
@@ -67,6 +67,18 @@ impl Exports {
             Ok(opened) => opened.map_err(|error| report(&error))?,
             Err(_) => return Err(format!("opening {spec}: no answer within {OPEN_LIMIT:?}; check that server")),
         };
+        self.insert(name, size_bytes, spec, fresh, target)
+    }
+
+    /// Exports a target that is open already. The error is for people.
+    pub fn insert(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        spec: &TargetSpec,
+        fresh: bool,
+        target: Arc<dyn Target>,
+    ) -> Result<(), String> {
         let share = self.memory.share().ok_or_else(|| {
             let (total, least) = (self.memory.total_bytes() >> 20, MIN_SHARE_BYTES >> 20);
             format!("{total} MiB of memory are too little for one more export: each needs {least} MiB")

@@ -8,11 +8,12 @@
 //! The supervisor ends when the worker has ended, never well; the worker is killed by the kernel when the supervisor ends.
 //! Freezing both at once (a paused pod) is beyond this.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use super::RelayArgs;
 
 /// File that a living relay holds locked.
 const LOCK_FILE: &str = "relay.lock";
+/// How long to wait for the end of an earlier relay.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// A worker serves nobody before its first sign of life: it gets time to start on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -31,7 +34,8 @@ pub fn run(args: &RelayArgs) -> Result<()> {
     let lock = lock(&args.run_directory)?;
     let (mut ours, theirs) = UnixStream::pair().context("make a socket pair for the worker's signs of life")?;
     theirs.set_nonblocking(true).context("let the worker go on when nobody listens")?;
-    let mut worker = Command::new("/proc/self/exe")
+    let mut worker = Command::new("/proc/self/exe") // the same program even if its file was replaced
+        .arg0(std::env::args_os().next().unwrap_or_default())
         .args(std::env::args_os().skip(1))
         .arg(format!("--worker-of={}", std::process::id()))
         .stdin(Stdio::from(lock))
@@ -92,11 +96,16 @@ fn lock(run_directory: &Path) -> Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}: the run directory must exist and be writable", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another relay serves {}: each machine needs a run directory of its own", run_directory.display())
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A relay that was killed a moment ago may still be on its way out.
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_LIMIT => std::thread::sleep(LOCK_LIMIT / 40),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another relay serves {}: each machine needs a run directory of its own", run_directory.display())
+            }
+            Err(TryLockError::Error(e)) => return Err(e).with_context(|| format!("lock {}", path.display())),
         }
-        Err(std::fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }
