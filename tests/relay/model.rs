@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::Result;
 use bytes::Bytes;
 use drover::edge::nfs::{NfsCause, NfsError};
 use drover::host::relay::TargetSpec;
@@ -102,30 +103,38 @@ impl TargetConnection for Slow {
     }
 }
 
-async fn random_requests(seed: u64, fresh: bool) {
-    let directory = tempfile::tempdir().unwrap();
+async fn random_requests(seed: u64, fresh: bool) -> Result<()> {
+    let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nbd.sock");
     let exports = Exports::new(Memory::new(32 * MIB));
     // Old bytes on a target that is not fresh must all be covered.
     let slow = Slow::new(if fresh { 0 } else { 0xEE }, Duration::from_millis(2));
     let spec = TargetSpec::File("/slow".into());
-    exports.insert("vda", SIZE, &spec, fresh, Arc::new(slow.clone())).unwrap();
-    tokio::spawn(serve_nbd(UnixListener::bind(&socket).unwrap(), Arc::clone(&exports)));
+    exports.insert("vda", SIZE, &spec, fresh, Arc::new(slow.clone())).map_err(anyhow::Error::msg)?;
+    tokio::spawn(serve_nbd(UnixListener::bind(&socket)?, Arc::clone(&exports)));
 
-    let reference = tokio::task::spawn_blocking(move || drive(seed, fresh, &socket)).await.unwrap();
+    let reference = tokio::task::spawn_blocking(move || drive(seed, fresh, &socket)).await??;
     // The last request was an honest flush: everything must be there.
-    assert!(*slow.0.disk.lock().unwrap() == reference, "seed {seed}: the target is not what was written");
+    assert!(
+        *slow.0.disk.lock().expect("no panic holds it") == reference,
+        "seed {seed}: the target is not what was written"
+    );
     assert_eq!(exports.status()[0].backlog_bytes, 0);
     assert_eq!(exports.memory().used_bytes(), 0);
+    Ok(())
 }
 
 /// Sends the requests and returns what the disk must hold.
-fn drive(seed: u64, fresh: bool, socket: &std::path::Path) -> Vec<u8> {
-    let mut clients: Vec<Client> =
-        ["vda", "vda", "vda+durable"].map(|name| Client::connect(socket, name).unwrap()).into();
-    let mut random =
-        noise(seed, 8 * 5000).chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect::<Vec<_>>();
-    let mut below = |limit: u64| random.pop().unwrap() % limit;
+fn drive(seed: u64, fresh: bool, socket: &std::path::Path) -> Result<Vec<u8>> {
+    let mut clients: Vec<Client> = ["vda", "vda", "vda+durable"]
+        .into_iter()
+        .map(|name| Client::connect(socket, name))
+        .collect::<Result<_, _>>()?;
+    let mut random = noise(seed, 8 * 5000)
+        .chunks(8)
+        .map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes")))
+        .collect::<Vec<_>>();
+    let mut below = |limit: u64| random.pop().expect("there is more noise than steps") % limit;
     let mut reference = vec![if fresh { 0 } else { 0xEE }; SIZE as usize];
     for step in 0..700 {
         let client = &mut clients[below(3) as usize];
@@ -136,38 +145,40 @@ fn drive(seed: u64, fresh: bool, socket: &std::path::Path) -> Vec<u8> {
         match below(10) {
             0..5 => {
                 let data = noise(step + 1, len);
-                assert_eq!(client.write(offset, &data).unwrap(), 0);
+                assert_eq!(client.write(offset, &data)?, 0);
                 part.copy_from_slice(&data);
             }
             5 => {
-                assert_eq!(client.write(offset, &vec![0; len]).unwrap(), 0);
+                assert_eq!(client.write(offset, &vec![0; len])?, 0);
                 part.fill(0);
             }
             6 => {
-                assert_eq!(client.zero(offset, len as u32).unwrap(), 0);
+                assert_eq!(client.zero(offset, len as u32)?, 0);
                 part.fill(0);
             }
-            7 if below(20) == 0 => assert_eq!(client.flush().unwrap(), 0),
+            7 if below(20) == 0 => assert_eq!(client.flush()?, 0),
             _ => assert!(
-                client.read(offset, len).unwrap().unwrap() == part,
+                client.read(offset, len)?.expect("no error") == part,
                 "seed {seed}, step {step}: read at {offset}+{len}"
             ),
         }
     }
-    assert_eq!(clients[2].flush().unwrap(), 0);
-    reference
+    assert_eq!(clients[2].flush()?, 0);
+    Ok(reference)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn random_requests_on_a_fresh_target() {
+async fn random_requests_on_a_fresh_target() -> Result<()> {
     for seed in 1..4 {
-        random_requests(seed, true).await;
+        random_requests(seed, true).await?;
     }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn random_requests_on_a_used_target() {
+async fn random_requests_on_a_used_target() -> Result<()> {
     for seed in 4..7 {
-        random_requests(seed, false).await;
+        random_requests(seed, false).await?;
     }
+    Ok(())
 }

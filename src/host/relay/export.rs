@@ -436,6 +436,6 @@ impl State {
     fn drain_rate_bytes_s(&self, now: Instant) -> u64 {
         let Some((at, before)) = self.samples.front() else { return 0 };
         let millis = u64::try_from(now.duration_since(*at).as_millis()).unwrap_or(u64::MAX);
-        if millis == 0 { 0 } else { (self.drained_bytes - before) * 1000 / millis }
+        ((self.drained_bytes - before) * 1000).checked_div(millis).unwrap_or(0)
     }
 }

@@ -24,10 +24,13 @@ pub struct Opened {
     pub readers: Readers,
 }
 
+/// Exports by name, with their writers.
+type Open = BTreeMap<String, (Arc<Opened>, Vec<JoinHandle<()>>)>;
+
 /// See the module's text.
 pub struct Exports {
     memory: Arc<Memory>,
-    open: Mutex<BTreeMap<String, (Arc<Opened>, Vec<JoinHandle<()>>)>>,
+    open: Mutex<Open>,
     /// Writers of closed exports that still wait for the server's answer to their last call.
     ending: Mutex<Vec<(TargetSpec, JoinHandle<()>)>>,
     /// One opening at a time.
@@ -48,7 +51,7 @@ impl Exports {
         &self.memory
     }
 
-    fn open_now(&self) -> MutexGuard<'_, BTreeMap<String, (Arc<Opened>, Vec<JoinHandle<()>>)>> {
+    fn open_now(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

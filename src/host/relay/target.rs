@@ -42,7 +42,7 @@ impl std::fmt::Display for TargetSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     #[error(transparent)]
-    Nfs(#[from] NfsError),
+    Nfs(Box<NfsError>),
     #[error("cannot {operation} {path}")]
     File {
         operation: &'static str,
@@ -52,6 +52,12 @@ pub enum TargetError {
     },
     #[error("{path} has {actual_bytes} bytes, the source {source_bytes}: the target is too small")]
     TooSmall { path: String, actual_bytes: u64, source_bytes: u64 },
+}
+
+impl From<NfsError> for TargetError {
+    fn from(error: NfsError) -> Self {
+        TargetError::Nfs(Box::new(error))
+    }
 }
 
 impl TargetError {
