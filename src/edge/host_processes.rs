@@ -92,7 +92,8 @@ fn identity(metadata: &fs::Metadata) -> Identity {
 
 /// Who has each of `disks` (name, path) open, our own process left out. `domain_uuid` in a command line makes a holder the domain's QEMU.
 ///
-/// An error if any process could not be looked at: a probe with blind spots proves nothing.
+/// An error if a process that might matter could not be looked at. One whose descriptors are hidden even from root (an init that guards
+/// itself) is passed over, unless its command line names the domain or one of the disks.
 pub fn holders(disks: &[(String, String)], domain_uuid: &str) -> Result<BTreeMap<String, Vec<Holder>>, Error> {
     let mut wanted: BTreeMap<Identity, Vec<&str>> = BTreeMap::new();
     for (name, path) in disks {
@@ -101,7 +102,14 @@ pub fn holders(disks: &[(String, String)], domain_uuid: &str) -> Result<BTreeMap
     }
     let mut found: BTreeMap<String, Vec<Holder>> = disks.iter().map(|(name, _)| (name.clone(), Vec::new())).collect();
     for pid in pids()?.into_iter().filter(|pid| *pid != std::process::id()) {
-        let held = held_by(pid, &wanted)?;
+        let held = match held_by(pid, &wanted) {
+            Err(Error::Read { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied && !names(pid, disks, domain_uuid) =>
+            {
+                continue;
+            }
+            held => held?,
+        };
         if held.is_empty() {
             continue;
         }
@@ -113,6 +121,13 @@ pub fn holders(disks: &[(String, String)], domain_uuid: &str) -> Result<BTreeMap
         }
     }
     Ok(found)
+}
+
+/// Whether the command line of a process names the domain or one of its disks.
+fn names(pid: u32, disks: &[(String, String)], domain_uuid: &str) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&line);
+    line.contains(domain_uuid) || disks.iter().any(|(_, path)| line.contains(path.as_str()))
 }
 
 fn pids() -> Result<Vec<u32>, Error> {
@@ -219,11 +234,8 @@ mod tests {
         let uuid = "5d4ae1e7-0000-4000-8000-00000000beef";
         let disks = [("vda".to_owned(), path.display().to_string())];
         assert_eq!(holders(&disks, uuid).unwrap()["vda"], []);
-        let mut child = Command::new("sleep")
-            .args(["60"])
-            .stdin(Stdio::from(fs::File::open(&path).unwrap()))
-            .spawn()
-            .unwrap();
+        let mut child =
+            Command::new("sleep").args(["60"]).stdin(Stdio::from(fs::File::open(&path).unwrap())).spawn().unwrap();
         let seen = holders(&disks, uuid).unwrap().remove("vda").unwrap();
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].process.pid, seen[0].qemu), (child.id(), false));

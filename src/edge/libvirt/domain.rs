@@ -37,7 +37,12 @@ fn in_xml(what: &str) -> impl FnOnce(xml::Error) -> Error + use<> {
 
 impl Libvirt {
     /// Finds the domain: by uuid once that is known, else by hostname. `socket` is the relay's, to know our mirrors by.
-    pub async fn find(self: &Arc<Self>, uuid: Option<String>, hostname: String, socket: String) -> Result<Found, Error> {
+    pub async fn find(
+        self: &Arc<Self>,
+        uuid: Option<String>,
+        hostname: String,
+        socket: String,
+    ) -> Result<Found, Error> {
         let this = Arc::clone(self);
         self.call(format!("looking for {hostname}"), LOOK, move |connect| {
             let domain = match uuid {
@@ -58,7 +63,11 @@ impl Libvirt {
     }
 
     /// Sizes and block jobs of a domain's disks.
-    pub async fn blocks(self: &Arc<Self>, uuid: String, devices: Vec<String>) -> Result<BTreeMap<String, BlockSeen>, Error> {
+    pub async fn blocks(
+        self: &Arc<Self>,
+        uuid: String,
+        devices: Vec<String>,
+    ) -> Result<BTreeMap<String, BlockSeen>, Error> {
         self.call("asking for sizes and block jobs", MONITOR, move |connect| {
             let domain = lookup(connect, &uuid)?;
             let running = domain.is_active().map_err(tried("asking whether it runs"))?;
@@ -74,7 +83,13 @@ impl Libvirt {
     }
 
     /// Starts the mirror of a disk. `xml` describes the target.
-    pub async fn start_mirror(self: &Arc<Self>, uuid: &str, device: &str, xml: String, bandwidth_bytes_s: u64) -> Result<(), Error> {
+    pub async fn start_mirror(
+        self: &Arc<Self>,
+        uuid: &str,
+        device: &str,
+        xml: String,
+        bandwidth_bytes_s: u64,
+    ) -> Result<(), Error> {
         let device = device.to_owned();
         self.act(format!("starting the mirror of disk {device}"), START, uuid, move |domain| {
             ffi::block_copy(domain, &device, &xml, bandwidth_bytes_s)
@@ -94,20 +109,33 @@ impl Libvirt {
     /// Ends the mirror of a disk; the source stays as it is.
     pub async fn abort_mirror(self: &Arc<Self>, uuid: &str, device: &str) -> Result<(), Error> {
         let device = device.to_owned();
-        self.act(format!("ending the mirror of disk {device}"), ACT, uuid, move |domain| ffi::block_job_abort(domain, &device)).await
+        self.act(format!("ending the mirror of disk {device}"), ACT, uuid, move |domain| {
+            ffi::block_job_abort(domain, &device)
+        })
+        .await
     }
 
     /// Asks the guest to power off, by ACPI: the way that needs no agent in it.
     pub async fn shutdown(self: &Arc<Self>, uuid: &str) -> Result<(), Error> {
         self.act("asking the guest to power off", ACT, uuid, |domain| {
-            if domain.is_active()? { domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN).map(drop) } else { Ok(()) }
+            if domain.is_active()? {
+                domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN).map(drop)
+            } else {
+                Ok(())
+            }
         })
         .await
     }
 
     /// Starts the domain; no error if it runs.
     pub async fn start(self: &Arc<Self>, uuid: &str) -> Result<(), Error> {
-        self.act("starting the domain", START, uuid, |domain| if domain.is_active()? { Ok(()) } else { domain.create() }).await
+        self.act(
+            "starting the domain",
+            START,
+            uuid,
+            |domain| if domain.is_active()? { Ok(()) } else { domain.create() },
+        )
+        .await
     }
 
     /// Whether the domain starts with its host.
@@ -180,13 +208,17 @@ fn look(connect: &Connect, domain: &Domain, socket: &str) -> Result<DomainSeen, 
     let (state, reason) = domain.state().map_err(tried("reading the domain's state"))?;
     let (Enum::Known(state), Enum::Known(reason)) = (state, reason) else {
         // virt answers so when the call has failed.
-        return Err(Error::Host { what: "reading the domain's state".into(), message: "libvirt told none that is known".into() });
+        return Err(Error::Host {
+            what: "reading the domain's state".into(),
+            message: "libvirt told none that is known".into(),
+        });
     };
     let (power, state_word) = power(state, &reason);
     let text = |what: &'static str, flags| domain.xml_desc(flags).map_err(tried(what));
     let live = text("reading the domain's XML", 0)?;
     let persistent = domain.is_persistent().map_err(tried("asking whether the domain is defined"))?;
-    let defined = if persistent { text("reading the domain's definition", sys::VIR_DOMAIN_XML_INACTIVE)? } else { live.clone() };
+    let defined =
+        if persistent { text("reading the domain's definition", sys::VIR_DOMAIN_XML_INACTIVE)? } else { live.clone() };
     Ok(DomainSeen {
         power,
         state_word,
@@ -216,7 +248,8 @@ fn power(state: DomainState, reason: &DomainStateReason) -> (Power, String) {
         // QEMU lives on in a crashed domain that is to be preserved.
         DomainState::Crashed => (Power::Paused, "crashed"),
         DomainState::Shutoff => {
-            let orderly = matches!(reason, DomainStateReason::Shutoff(reason) if reason.is(DomainShutoffReason::Shutdown));
+            let orderly =
+                matches!(reason, DomainStateReason::Shutoff(reason) if reason.is(DomainShutoffReason::Shutdown));
             (Power::Off { orderly }, "shut off")
         }
     };

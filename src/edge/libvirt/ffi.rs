@@ -69,14 +69,18 @@ pub fn block_job(domain: &Domain, disk: &str) -> Result<Option<JobSeen>, Error> 
 pub fn block_job_abort(domain: &Domain, disk: &str) -> Result<(), Error> {
     let disk = c_string(disk)?;
     // SAFETY: the domain and the string live through the call.
-    check(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), sys::VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC) }).map(drop)
+    check(unsafe { sys::virDomainBlockJobAbort(domain.as_ptr(), disk.as_ptr(), sys::VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC) })
+        .map(drop)
 }
 
 /// Limits the block job on `disk`.
 pub fn block_job_set_speed(domain: &Domain, disk: &str, bandwidth_bytes_s: u64) -> Result<(), Error> {
     let disk = c_string(disk)?;
     let flags = sys::VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES;
-    // C's long has 32 bits on some machines; a limit beyond it is no limit worth the name.
+    #[allow(
+        clippy::useless_conversion,
+        reason = "C's long has 32 bits on some machines; a limit beyond that limits nothing"
+    )]
     let bandwidth = bandwidth_bytes_s.try_into().unwrap_or(std::ffi::c_ulong::MAX);
     // SAFETY: the domain and the string live through the call.
     check(unsafe { sys::virDomainBlockJobSetSpeed(domain.as_ptr(), disk.as_ptr(), bandwidth, flags) }).map(drop)
@@ -98,15 +102,24 @@ pub type Shutdowns = Arc<Mutex<Vec<(String, ShutdownBy)>>>;
 /// Collects the shutdown events of all domains of `connect` into `into`. An event loop must run; the registration ends with the connection.
 pub fn watch_shutdowns(connect: &Connect, into: &Shutdowns) -> Result<(), Error> {
     let opaque = Box::into_raw(Box::new(Shutdowns::clone(into))).cast::<c_void>();
-    let lifecycle: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int = on_lifecycle;
+    let lifecycle: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int =
+        on_lifecycle;
     // SAFETY: libvirt takes one generic type for all its event callbacks and calls a lifecycle callback with exactly the arguments of
     // `on_lifecycle` (virConnectDomainEventRegisterAny, VIR_DOMAIN_EVENT_ID_LIFECYCLE).
     let generic: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<_, sys::virConnectDomainEventGenericCallback>(lifecycle) };
     let event = sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int;
     // SAFETY: the connection lives through the call; no domain means all; `opaque` is a leaked box that only `free_shutdowns` takes back.
-    let registered =
-        unsafe { sys::virConnectDomainEventRegisterAny(connect.as_ptr(), ptr::null_mut(), event, generic, opaque, Some(free_shutdowns)) };
+    let registered = unsafe {
+        sys::virConnectDomainEventRegisterAny(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            event,
+            generic,
+            opaque,
+            Some(free_shutdowns),
+        )
+    };
     check(registered).map(drop).inspect_err(|_| {
         // SAFETY: a failed registration keeps nothing, so that the box is ours again.
         unsafe { free_shutdowns(opaque) };

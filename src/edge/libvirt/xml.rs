@@ -17,7 +17,9 @@ pub const METADATA_PREFIX: &str = "drover";
 pub enum Error {
     #[error("the domain's XML cannot be parsed")]
     Xml(#[from] roxmltree::Error),
-    #[error("Drover's mark in the domain's metadata has no valid {0}; correct or remove it (virsh metadata --uri {METADATA_URI})")]
+    #[error(
+        "Drover's mark in the domain's metadata has no valid {0}; correct or remove it (virsh metadata --uri {METADATA_URI})"
+    )]
     Mark(&'static str),
 }
 
@@ -54,7 +56,8 @@ pub fn bears(domain_xml: &str, hostname: &str) -> Result<bool, Error> {
 pub fn mark(domain_xml: &str) -> Result<Option<Mark>, Error> {
     let document = Document::parse(domain_xml)?;
     let metadata = child(document.root_element(), "metadata");
-    let Some(element) = metadata.and_then(|metadata| metadata.children().find(|node| node.has_tag_name((METADATA_URI, "migration"))))
+    let Some(element) =
+        metadata.and_then(|metadata| metadata.children().find(|node| node.has_tag_name((METADATA_URI, "migration"))))
     else {
         return Ok(None);
     };
@@ -71,8 +74,12 @@ pub fn mark(domain_xml: &str) -> Result<Option<Mark>, Error> {
         Some("no") => Some(false),
         Some(_) => return Err(Error::Mark("autostart")),
     };
-    let claim =
-        Claim { namespace: text("namespace")?, name: text("name")?, uid: text("uid")?, installation: text("installation")? };
+    let claim = Claim {
+        namespace: text("namespace")?,
+        name: text("name")?,
+        uid: text("uid")?,
+        installation: text("installation")?,
+    };
     Ok(Some(Mark { claim, epoch: text("epoch")?.parse().map_err(|_| Error::Mark("epoch"))?, state, autostart_was }))
 }
 
@@ -146,8 +153,11 @@ mod tests {
             [(MarkState::Claimed, None), (MarkState::Cutover, Some(true)), (MarkState::Migrated, Some(false))]
         {
             let before = Mark { claim: claim.clone(), epoch: 7, state, autostart_was };
-            let element = render_mark(&before)
-                .replacen("<migration", "<drover:migration xmlns:drover='https://drover.dev/migration'", 1);
+            let element = render_mark(&before).replacen(
+                "<migration",
+                "<drover:migration xmlns:drover='https://drover.dev/migration'",
+                1,
+            );
             let xml = format!("<domain><metadata>{element}</metadata></domain>");
             assert_eq!(mark(&xml).unwrap(), Some(before));
         }
@@ -157,7 +167,8 @@ mod tests {
     /// A mark that cannot be read must not count as "no mark".
     #[test]
     fn a_spoilt_mark_is_an_error() {
-        let xml = "<domain><metadata><d:migration xmlns:d='https://drover.dev/migration' state='what'/></metadata></domain>";
+        let xml =
+            "<domain><metadata><d:migration xmlns:d='https://drover.dev/migration' state='what'/></metadata></domain>";
         assert!(matches!(mark(xml), Err(Error::Mark("state"))));
     }
 }

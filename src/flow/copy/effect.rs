@@ -35,16 +35,35 @@ pub enum Effect {
     RemoveMark,
     SetAutostart(bool),
     /// Open an export in the relay. `fresh`: nothing was ever written to the target, so zeroes need not be.
-    OpenExport { disk: DiskCopy, fresh: bool },
-    CloseExport { device: String },
-    StartMirror { device: String, bandwidth_bytes_s: u64 },
-    SetSpeed { device: String, bandwidth_bytes_s: u64 },
+    OpenExport {
+        disk: DiskCopy,
+        fresh: bool,
+    },
+    CloseExport {
+        device: String,
+    },
+    StartMirror {
+        device: String,
+        bandwidth_bytes_s: u64,
+    },
+    SetSpeed {
+        device: String,
+        bandwidth_bytes_s: u64,
+    },
     /// Only ordered when no export of the relay can hold it up.
-    AbortMirror { device: String },
+    AbortMirror {
+        device: String,
+    },
     /// End a relay process; `force` = it did not go by itself.
-    EndRelay { process: ProcessId, force: bool },
+    EndRelay {
+        process: ProcessId,
+        force: bool,
+    },
     /// Compare source and target in the background.
-    Compare { disk: DiskCopy, source_path: String },
+    Compare {
+        disk: DiskCopy,
+        source_path: String,
+    },
     /// Ask the guest to power off.
     Shutdown,
     /// Start the source again.

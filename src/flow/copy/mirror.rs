@@ -53,7 +53,10 @@ fn check_source(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory) -> Result
         return unsupported("The domain is transient: it would vanish when it stops. Define it first.".into());
     }
     if machine.on_poweroff != "destroy" {
-        return unsupported(format!("on_poweroff is {}: only a domain that stays off after power-off can be moved.", machine.on_poweroff));
+        return unsupported(format!(
+            "on_poweroff is {}: only a domain that stays off after power-off can be moved.",
+            machine.on_poweroff
+        ));
     }
     for disk in &machine.disks {
         if disk.format != DiskFormat::Raw || disk.source == DiskSource::Other {
@@ -64,7 +67,9 @@ fn check_source(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory) -> Result
         return Err(("OrderIncomplete", "The order names no disks.".into()));
     }
     match changed(turn, machine, memory) {
-        Some(what) => Err(("SourceChanged", format!("{what} Look at the machine again, plan again and approve again."))),
+        Some(what) => {
+            Err(("SourceChanged", format!("{what} Look at the machine again, plan again and approve again.")))
+        }
         None => Ok(()),
     }
 }
@@ -76,13 +81,17 @@ fn changed(turn: &Turn<'_>, machine: &Machine, memory: &Memory) -> Option<String
         };
         // 0 = the monitor did not tell in this turn.
         if disk.size_bytes != 0 && disk.size_bytes != ordered.size_bytes {
-            return Some(format!("Disk {} has {} bytes; the order says {}.", disk.device, disk.size_bytes, ordered.size_bytes));
+            return Some(format!(
+                "Disk {} has {} bytes; the order says {}.",
+                disk.device, disk.size_bytes, ordered.size_bytes
+            ));
         }
         if let Some(path) = memory.source_paths.get(&disk.device).filter(|path| **path != disk.path) {
             return Some(format!("Disk {} is now {}; copying began from {path}.", disk.device, disk.path));
         }
     }
-    let gone = turn.order.disks.iter().find(|ordered| !machine.disks.iter().any(|disk| disk.device == ordered.device))?;
+    let gone =
+        turn.order.disks.iter().find(|ordered| !machine.disks.iter().any(|disk| disk.device == ordered.device))?;
     Some(format!("The domain has no disk {} any more.", gone.device))
 }
 
@@ -97,7 +106,8 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
     }
     if !turn.is_past(memory.retry_at.as_ref()) {
         let last = turn.before.problem.as_ref().filter(|problem| problem.reason == "CopyBroken");
-        let message = last.map_or_else(|| "The copy broke; it starts again shortly.".into(), |last| last.message.clone());
+        let message =
+            last.map_or_else(|| "The copy broke; it starts again shortly.".into(), |last| last.message.clone());
         return turn.problem("CopyBroken", message);
     }
     let Fact::Known(processes) = &turn.seen.processes else {
@@ -110,7 +120,8 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
         return cannot_prove(turn, "no single QEMU process of this domain was seen holding all of its disks");
     };
     memory.writers.insert(writer);
-    memory.attempt = Some(Attempt { relay_instance: relay.instance.clone(), qemu, started_at: None, synced: Default::default() });
+    memory.attempt =
+        Some(Attempt { relay_instance: relay.instance.clone(), qemu, started_at: None, synced: Default::default() });
     if let Ok(machine) = &domain.machine {
         memory.source_paths = machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect();
     }
@@ -118,14 +129,20 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
 }
 
 fn cannot_prove(turn: &mut Turn<'_>, why: &str) {
-    turn.problem("HostProofImpossible", format!("That the source is off could not be proven later: {why}. So nothing is copied."));
+    turn.problem(
+        "HostProofImpossible",
+        format!("That the source is off could not be proven later: {why}. So nothing is copied."),
+    );
 }
 
 /// The QEMU process of this domain that holds every disk of the order.
 pub(super) fn qemu_of_all_disks(turn: &Turn<'_>) -> Option<ProcessId> {
     let Fact::Known(processes) = &turn.seen.processes else { return None };
     let holds = |disk: &DiskCopy, process: &ProcessId| {
-        processes.holders.get(&disk.device).is_some_and(|holders| holders.iter().any(|h| h.qemu && h.process == *process))
+        processes
+            .holders
+            .get(&disk.device)
+            .is_some_and(|holders| holders.iter().any(|h| h.qemu && h.process == *process))
     };
     let first = turn.order.disks.first()?;
     let candidates = processes.holders.get(&first.device)?;
@@ -136,7 +153,8 @@ pub(super) fn qemu_of_all_disks(turn: &Turn<'_>) -> Option<ProcessId> {
 /// Ends what is left of an earlier attempt. True when nothing is.
 fn clear(turn: &mut Turn<'_>, domain: &DomainSeen, relay: &RelaySeen) -> bool {
     let closed = turn.close_exports(relay);
-    let left: Vec<&String> = domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
+    let left: Vec<&String> =
+        domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
     if closed {
         // With no export left the connection is gone: nothing can hold the abort up.
         turn.effects.extend(left.iter().map(|device| Effect::AbortMirror { device: (*device).clone() }));
@@ -173,7 +191,10 @@ fn open_missing(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen) {
 fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &RelaySeen) {
     let order = turn.order;
     if let Some(trouble) = &turn.seen.trouble {
-        turn.problem("TargetRefused", format!("The relay could not open the targets: {trouble}. It is tried again; the guest is not affected."));
+        turn.problem(
+            "TargetRefused",
+            format!("The relay could not open the targets: {trouble}. It is tried again; the guest is not affected."),
+        );
     }
     if order.disks.iter().any(|disk| !relay.exports.contains_key(&disk.device)) {
         if turn.is_past(memory.retry_at.as_ref()) {
@@ -181,9 +202,17 @@ fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
         }
         return;
     }
-    let wrong = order.disks.iter().find(|disk| relay.exports.get(&disk.device).is_some_and(|e| e.size_bytes != disk.size_bytes));
+    let wrong = order
+        .disks
+        .iter()
+        .find(|disk| relay.exports.get(&disk.device).is_some_and(|e| e.size_bytes != disk.size_bytes));
     if let Some(disk) = wrong {
-        return void(turn, memory, relay, &format!("the relay's export {} has another size than the disk", disk.device));
+        return void(
+            turn,
+            memory,
+            relay,
+            &format!("the relay's export {} has another size than the disk", disk.device),
+        );
     }
     if matches!(domain.blocks, Fact::Unknown(_)) {
         return;
@@ -192,7 +221,8 @@ fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
         attempt.started_at = Some(turn.now.clone());
     }
     let bandwidth_bytes_s = pace::speed_bytes_s(relay.memory_bytes, 0, 0, order.disks.len() as u64);
-    turn.effects.extend(order.disks.iter().map(|disk| Effect::StartMirror { device: disk.device.clone(), bandwidth_bytes_s }));
+    turn.effects
+        .extend(order.disks.iter().map(|disk| Effect::StartMirror { device: disk.device.clone(), bandwidth_bytes_s }));
     turn.soon();
 }
 
@@ -210,7 +240,9 @@ pub(super) fn broken(turn: &Turn<'_>, domain: &DomainSeen, attempt: &Attempt, re
         let device = &disk.device;
         match (domain.mirrors.get(device), relay.exports.get(device)) {
             (None, _) => Some(format!("the mirror of disk {device} ended by itself")),
-            (Some(_), Some(export)) if !export.connected => Some(format!("QEMU is no longer connected to export {device}")),
+            (Some(_), Some(export)) if !export.connected => {
+                Some(format!("QEMU is no longer connected to export {device}"))
+            }
             (Some(_), _) => None,
         }
     })
@@ -233,7 +265,8 @@ fn void(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen, why: &str) 
     let trouble = turn.seen.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
     turn.close_exports(relay);
     memory.attempt = None;
-    memory.retry_at = Some(turn.after(1u64.checked_shl(memory.failures).unwrap_or(MAX_PAUSE_SECONDS).min(MAX_PAUSE_SECONDS)));
+    memory.retry_at =
+        Some(turn.after(1u64.checked_shl(memory.failures).unwrap_or(MAX_PAUSE_SECONDS).min(MAX_PAUSE_SECONDS)));
     memory.failures = memory.failures.saturating_add(1);
     turn.status.restarts = turn.status.restarts.saturating_add(1);
     turn.problem("CopyBroken", format!("The copy broke and starts again: {why}{trouble}. The guest is not affected."));
@@ -243,7 +276,8 @@ fn void(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen, why: &str) 
 fn follow(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &RelaySeen) {
     turn.status.reached = Some(Want::Mirror);
     remember_synced(turn, domain, memory);
-    let disks: Vec<DiskView<'_>> = turn.order.disks.iter().map(|disk| DiskView::new(disk, domain, Some(relay))).collect();
+    let disks: Vec<DiskView<'_>> =
+        turn.order.disks.iter().map(|disk| DiskView::new(disk, domain, Some(relay))).collect();
     let total = |of: fn(&ExportSeen) -> u64| disks.iter().filter_map(|disk| disk.export).map(of).sum::<u64>();
     let (backlog, drain) = (total(|export| export.backlog_bytes), total(|export| export.drain_rate_bytes_s));
     let copying: Vec<_> = disks.iter().filter(|disk| !disk.ready()).collect();
@@ -255,14 +289,22 @@ fn follow(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: 
             turn.effects.push(Effect::SetSpeed { device: disk.order.device.clone(), bandwidth_bytes_s: wanted });
         }
     }
-    turn.status.guest_throttled = disks.iter().any(|disk| disk.ready() && disk.export.is_some_and(|export| export.throttled));
+    turn.status.guest_throttled =
+        disks.iter().any(|disk| disk.ready() && disk.export.is_some_and(|export| export.throttled));
     turn.status.in_sync = in_sync(&disks, memory, domain, turn, backlog, drain);
     if turn.status.in_sync.is_yes() {
         memory.failures = 0;
     }
 }
 
-fn in_sync(disks: &[DiskView<'_>], memory: &Memory, domain: &DomainSeen, turn: &Turn<'_>, backlog: u64, drain: u64) -> Tri {
+fn in_sync(
+    disks: &[DiskView<'_>],
+    memory: &Memory,
+    domain: &DomainSeen,
+    turn: &Turn<'_>,
+    backlog: u64,
+    drain: u64,
+) -> Tri {
     if matches!(domain.blocks, Fact::Unknown(_)) || matches!(turn.seen.processes, Fact::Unknown(_)) {
         return Tri::Unknown;
     }

@@ -60,7 +60,10 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
         Fact::Known(found) => found,
         Fact::Unknown(why) => {
             turn.status.in_sync = Tri::Unknown;
-            turn.problem("HypervisorUnreachable", format!("libvirt does not tell: {why}. Waiting for it; nothing was changed."));
+            turn.problem(
+                "HypervisorUnreachable",
+                format!("libvirt does not tell: {why}. Waiting for it; nothing was changed."),
+            );
             return None;
         }
     };
@@ -72,7 +75,9 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
         }
         // A domain that never was or is no more leaves nothing to release but the claim.
         Found::None { .. } | Found::Several { .. } if releasing => match &turn.seen.memory {
-            Fact::Known(Some(memory)) if same(&memory.claim, &turn.order.claim) => turn.effects.push(Effect::DeleteClaim),
+            Fact::Known(Some(memory)) if same(&memory.claim, &turn.order.claim) => {
+                turn.effects.push(Effect::DeleteClaim)
+            }
             Fact::Known(_) => turn.status.reached = Some(Want::Release),
             Fact::Unknown(why) => turn.problem("ClaimUnreadable", why.clone()),
         },
@@ -80,12 +85,18 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
             let some = if seen_names.is_empty() { "no domain at all".into() } else { seen_names.join(", ") };
             turn.problem(
                 "NotFound",
-                format!("No domain on {} bears the name {hostname}. Seen there: {some}. Correct the hostname or the host.", turn.order.libvirt_uri),
+                format!(
+                    "No domain on {} bears the name {hostname}. Seen there: {some}. Correct the hostname or the host.",
+                    turn.order.libvirt_uri
+                ),
             );
         }
         Found::Several { names } => turn.problem(
             "AmbiguousHostname",
-            format!("{hostname} may mean any of these domains: {}. Rename one, or its title or metadata.", names.join(", ")),
+            format!(
+                "{hostname} may mean any of these domains: {}. Rename one, or its title or metadata.",
+                names.join(", ")
+            ),
         ),
     }
     None
@@ -241,7 +252,10 @@ fn inspect(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
 fn not_running(turn: &mut Turn<'_>, domain: &DomainSeen) {
     turn.problem(
         "SourceNotRunning",
-        format!("Domain {} is {}: only a running machine can be moved. Start it; it was left as it is.", domain.uuid, domain.state_word),
+        format!(
+            "Domain {} is {}: only a running machine can be moved. Start it; it was left as it is.",
+            domain.uuid, domain.state_word
+        ),
     );
 }
 

@@ -29,7 +29,8 @@ pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
     }
     let quiesce = turn.status.quiesce.clone().unwrap_or_default();
     let requested = quiesce.shutdown_requested_at.is_some();
-    let marked = turn.own_mark(domain).is_some_and(|mark| mark.state == MarkState::Cutover && mark.epoch == turn.order.epoch);
+    let marked =
+        turn.own_mark(domain).is_some_and(|mark| mark.state == MarkState::Cutover && mark.epoch == turn.order.epoch);
     match domain.power {
         Power::Off { orderly } if requested => prove(turn, domain, memory, quiesce, orderly),
         Power::Off { .. } => {
@@ -39,7 +40,9 @@ pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
         Power::Running | Power::Paused | Power::ShuttingDown if quiesce.off_by_libvirt_at.is_some() && marked => {
             started_again(turn, domain, memory);
         }
-        Power::Running | Power::Paused | Power::ShuttingDown if requested && marked => await_off(turn, domain, memory, &quiesce),
+        Power::Running | Power::Paused | Power::ShuttingDown if requested && marked => {
+            await_off(turn, domain, memory, &quiesce)
+        }
         Power::Running | Power::Paused => prepare(turn, domain, memory, marked),
         Power::ShuttingDown => {
             mirror::report(turn, domain, memory);
@@ -84,11 +87,22 @@ fn prepare(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, marked
 
 fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
     // Whatever the mirror's own problem is, it is the reason why this order waits.
-    let why = turn.status.problem.take().map(|problem| format!(" ({}: {})", problem.reason, problem.message)).unwrap_or_default();
-    let waiting = turn.before.problem.as_ref().filter(|before| before.reason == "NotInSync" && turn.before.epoch == Some(turn.order.epoch));
+    let why = turn
+        .status
+        .problem
+        .take()
+        .map(|problem| format!(" ({}: {})", problem.reason, problem.message))
+        .unwrap_or_default();
+    let waiting = turn
+        .before
+        .problem
+        .as_ref()
+        .filter(|before| before.reason == "NotInSync" && turn.before.epoch == Some(turn.order.epoch));
     let waited = waiting.map_or(0, |before| turn.seconds_since(&before.since));
     if waited >= PATIENCE_SECONDS {
-        let message = format!("The disks were not in sync within {PATIENCE_SECONDS} s, so the guest was not shut down{why}. Order again.");
+        let message = format!(
+            "The disks were not in sync within {PATIENCE_SECONDS} s, so the guest was not shut down{why}. Order again."
+        );
         return fail(turn, memory, "NotInSync", message);
     }
     turn.problem("NotInSync", format!("The disks are not in sync at this moment; the guest was not shut down{why}."));
@@ -104,14 +118,18 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
             None => Some("no copy was running".into()),
         };
         if let Some(why) = broken {
-            let message = format!("The copy broke while the guest was asked to shut down: {why}. The source is left as it is: release it, or copy again.");
+            let message = format!(
+                "The copy broke while the guest was asked to shut down: {why}. The source is left as it is: release it, or copy again."
+            );
             return fail(turn, memory, "NotInSync", message);
         }
     }
     let limit = u64::from(turn.order.shutdown_timeout_seconds);
     let late = quiesce.shutdown_requested_at.as_ref().is_some_and(|at| turn.seconds_since(at) >= limit);
     if late {
-        let message = format!("The guest did not power off within {limit} s after it was asked to. It was left running; look at its console, then order again.");
+        let message = format!(
+            "The guest did not power off within {limit} s after it was asked to. It was left running; look at its console, then order again."
+        );
         return fail(turn, memory, "ShutdownTimedOut", message);
     }
     let repeat = memory.shutdown_sent_at.as_ref().is_none_or(|at| turn.seconds_since(at) >= REPEAT_SHUTDOWN_SECONDS);
@@ -191,7 +209,13 @@ fn prove(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, mut quie
     }
 }
 
-fn prove_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &mut QuiesceStatus, orderly: bool) -> bool {
+fn prove_off(
+    turn: &mut Turn<'_>,
+    domain: &DomainSeen,
+    memory: &Memory,
+    quiesce: &mut QuiesceStatus,
+    orderly: bool,
+) -> bool {
     if domain.managed_save || domain.id.is_some() {
         quiesce.off_by_libvirt_at = None;
         turn.problem(
@@ -211,7 +235,10 @@ fn prove_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce:
     }
     let Fact::Known(processes) = &turn.seen.processes else {
         quiesce.off_by_host_at = None;
-        turn.problem("OffNotProven", "The host's processes cannot be looked at: the second proof of off is missing.".into());
+        turn.problem(
+            "OffNotProven",
+            "The host's processes cannot be looked at: the second proof of off is missing.".into(),
+        );
         return false;
     };
     if let Some(why) = still_held(turn, memory, processes) {
@@ -228,7 +255,9 @@ fn still_held(turn: &Turn<'_>, memory: &Memory, processes: &ProcessesSeen) -> Op
     turn.order.disks.iter().find_map(|disk| {
         let device = &disk.device;
         let Some(remembered) = memory.holders.get(device).filter(|remembered| !remembered.is_empty()) else {
-            return Some(format!("No process was ever seen holding disk {device}, so that none holds it now proves nothing."));
+            return Some(format!(
+                "No process was ever seen holding disk {device}, so that none holds it now proves nothing."
+            ));
         };
         if let Some(qemu) = remembered.iter().find(|process| processes.alive.contains(process)) {
             return Some(format!("QEMU (pid {}) held disk {device} and still lives.", qemu.pid));
@@ -236,9 +265,10 @@ fn still_held(turn: &Turn<'_>, memory: &Memory, processes: &ProcessesSeen) -> Op
         match processes.holders.get(device).map(Vec::as_slice) {
             None => Some(format!("Who holds disk {device} could not be looked at.")),
             Some([]) => None,
-            Some([holder, ..]) => {
-                Some(format!("Process {} ({}) holds disk {device}. End it, if it is not meant to be.", holder.process.pid, holder.command))
-            }
+            Some([holder, ..]) => Some(format!(
+                "Process {} ({}) holds disk {device}. End it, if it is not meant to be.",
+                holder.process.pid, holder.command
+            )),
         }
     })
 }
@@ -254,11 +284,17 @@ fn prove_drained(turn: &mut Turn<'_>, memory: &mut Memory, quiesce: &mut Quiesce
         None => Some("no copy was running".into()),
     };
     if let Some(why) = broken {
-        let message = format!("What the relay held was lost after the guest powered off: {why}. The source's disks are whole: release it.");
+        let message = format!(
+            "What the relay held was lost after the guest powered off: {why}. The source's disks are whole: release it."
+        );
         fail(turn, memory, "NotInSync", message);
         return false;
     }
-    let idle = turn.order.disks.iter().all(|disk| relay.exports.get(&disk.device).is_some_and(|e| e.backlog_bytes == 0 && !e.connected));
+    let idle = turn
+        .order
+        .disks
+        .iter()
+        .all(|disk| relay.exports.get(&disk.device).is_some_and(|e| e.backlog_bytes == 0 && !e.connected));
     if !idle {
         set_states(turn, MirrorState::Draining);
         return false;
@@ -295,7 +331,10 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
         return true;
     }
     if let Some(socket) = processes.orphan_sockets.first() {
-        turn.problem("WritersNotGone", format!("A connection without a process may still deliver data: {socket}. Waiting for it to end."));
+        turn.problem(
+            "WritersNotGone",
+            format!("A connection without a process may still deliver data: {socket}. Waiting for it to end."),
+        );
         return false;
     }
     quiesce.writers_gone_at = Some(turn.now.clone());

@@ -24,7 +24,10 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory)
     match domain.power {
         Power::Off { .. } if we_shut_it_down => return start(turn),
         Power::ShuttingDown => {
-            return turn.problem("SourceStopping", "The source is powering off at this moment; it is started when it is off.".into());
+            return turn.problem(
+                "SourceStopping",
+                "The source is powering off at this moment; it is started when it is off.".into(),
+            );
         }
         // It runs, or it is off for reasons that are not ours. The shutdown is forgotten, so that a later one by others stays theirs.
         Power::Off { .. } | Power::Running | Power::Paused => turn.status.quiesce = None,
@@ -37,7 +40,10 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory)
 
 fn start(turn: &mut Turn<'_>) {
     match &turn.seen.trouble {
-        Some(trouble) => turn.problem("StartFailed", format!("The source could not be started: {trouble}. It is tried again; free what it needs.")),
+        Some(trouble) => turn.problem(
+            "StartFailed",
+            format!("The source could not be started: {trouble}. It is tried again; free what it needs."),
+        ),
         None => turn.problem("SourceStarting", "The source is being started again.".into()),
     }
     turn.effects.push(Effect::Start);
@@ -45,7 +51,8 @@ fn start(turn: &mut Turn<'_>) {
 
 /// Ends the mirrors without anything to wait for: the relay's side goes first. True when none is left.
 fn cut(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) -> bool {
-    let left: Vec<&String> = domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
+    let left: Vec<&String> =
+        domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
     let closed = match &turn.seen.relay {
         Fact::Known(relay) => turn.close_exports(relay),
         // A relay that does not answer may hold a write: an abort would wait for it. It is ended first.
@@ -60,7 +67,10 @@ fn cut(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) -> bool {
 
 fn end_writers(turn: &mut Turn<'_>, memory: &Memory) -> bool {
     let Fact::Known(processes) = &turn.seen.processes else {
-        turn.problem("RelayUnreachable", "Neither the relay nor the host's processes answer: the mirror cannot be cut yet.".into());
+        turn.problem(
+            "RelayUnreachable",
+            "Neither the relay nor the host's processes answer: the mirror cannot be cut yet.".into(),
+        );
         return false;
     };
     let alive: Vec<_> = memory.writers.iter().filter(|writer| processes.alive.contains(writer)).cloned().collect();
@@ -93,4 +103,3 @@ pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memo
         turn.effects.push(Effect::DeleteClaim);
     }
 }
-

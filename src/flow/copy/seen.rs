@@ -36,9 +36,13 @@ pub struct Seen {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// No domain bears the name; some names that were seen instead.
-    None { seen_names: Vec<String> },
+    None {
+        seen_names: Vec<String>,
+    },
     /// Several do.
-    Several { names: Vec<String> },
+    Several {
+        names: Vec<String>,
+    },
     One(Box<DomainSeen>),
 }
 
@@ -77,7 +81,9 @@ pub enum Power {
     /// The guest has powered off, QEMU is ending.
     ShuttingDown,
     /// Off; `true` = libvirt's reason is an orderly shutdown.
-    Off { orderly: bool },
+    Off {
+        orderly: bool,
+    },
 }
 
 /// Who asked for the power-off that libvirt reported.
@@ -189,9 +195,15 @@ pub struct ExportSeen {
 /// A comparison of source and target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ComparisonSeen {
-    Running { done_bytes: u64 },
-    Equal { blake3: String },
-    Different { first_difference_offset: u64 },
+    Running {
+        done_bytes: u64,
+    },
+    Equal {
+        blake3: String,
+    },
+    Different {
+        first_difference_offset: u64,
+    },
     /// It could not be carried out.
     Failed(String),
 }

@@ -102,7 +102,9 @@ impl Host {
             machine: Ok(machine()),
             mark: None,
             mirrors: BTreeMap::new(),
-            blocks: Fact::Known(DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { capacity_bytes: SIZE, job: None })).collect()),
+            blocks: Fact::Known(
+                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { capacity_bytes: SIZE, job: None })).collect(),
+            ),
             libvirt_version: MIN_LIBVIRT,
             qemu_version: Version(7, 2, 0),
             shutdown_by: None,
@@ -317,7 +319,9 @@ fn inspect_claims_and_reports_and_changes_nothing_else() {
     assert_eq!(host.status.reached, Some(Want::Inspect));
     assert_eq!(host.status.machine, Some(machine()));
     assert_eq!(host.memory.as_ref().unwrap().claim, claim_of("a"));
-    assert!(host.done.iter().all(|effect| matches!(effect, Effect::WriteMark(mark) if mark.state == MarkState::Claimed)));
+    assert!(
+        host.done.iter().all(|effect| matches!(effect, Effect::WriteMark(mark) if mark.state == MarkState::Claimed))
+    );
     assert_eq!(host.done.len(), 1, "the mark is written once");
 }
 
@@ -337,7 +341,9 @@ fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
         ("SourceNotRunning", Want::Mirror, |_, seen| domain(seen).power = Power::Off { orderly: true }),
         ("SourceChanged", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 512),
         ("SourceChanged", Want::Mirror, |_, seen| drop(domain(seen).machine.as_mut().unwrap().disks.pop())),
-        ("UnsupportedMachine", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().on_poweroff = "restart".into()),
+        ("UnsupportedMachine", Want::Mirror, |_, seen| {
+            domain(seen).machine.as_mut().unwrap().on_poweroff = "restart".into()
+        }),
         ("UnsupportedMachine", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().persistent = false),
         ("RelayUnreachable", Want::Mirror, |_, seen| seen.relay = Fact::Unknown("refused".into())),
     ];
@@ -379,11 +385,17 @@ fn the_target_is_dirty_before_the_first_byte_and_fresh_only_once() {
     host.turn();
     let decision = host.turn();
     let fresh = |decision: &Decision| -> Vec<bool> {
-        let opens = decision.effects.iter().filter_map(|e| if let Effect::OpenExport { fresh, .. } = e { Some(*fresh) } else { None });
+        let opens = decision
+            .effects
+            .iter()
+            .filter_map(|e| if let Effect::OpenExport { fresh, .. } = e { Some(*fresh) } else { None });
         opens.collect()
     };
     assert_eq!(fresh(&decision), [true, true]);
-    assert!(decision.status.disks.iter().all(|disk| disk.dirtied), "recorded with the same turn, so before the relay is told");
+    assert!(
+        decision.status.disks.iter().all(|disk| disk.dirtied),
+        "recorded with the same turn, so before the relay is told"
+    );
     // The driver died between recording and doing.
     let mut host = Host::new(Want::Mirror);
     host.turn();
@@ -533,9 +545,13 @@ fn unknown_never_moves_anything_forward() {
                     _ => false,
                 };
                 assert!(!decision.effects.iter().any(gone_too_far), "{what}: {:?}", decision.effects);
-                let times = |status: &BlockCopyStatus| status.quiesce.clone().map(|q| (q.off_by_host_at, q.writers_gone_at));
+                let times =
+                    |status: &BlockCopyStatus| status.quiesce.clone().map(|q| (q.off_by_host_at, q.writers_gone_at));
                 if index == 3 && times(&before).is_some_and(|(off, _)| off.is_none()) {
-                    assert!(times(&decision.status).is_none_or(|(off, gone)| off.is_none() && gone.is_none()), "{what}");
+                    assert!(
+                        times(&decision.status).is_none_or(|(off, gone)| off.is_none() && gone.is_none()),
+                        "{what}"
+                    );
                 }
                 if index != 2 && index != 4 && !host.status.reached.is_some_and(|reached| reached == Want::Release) {
                     assert_ne!(decision.status.reached, Some(Want::Quiesce), "{what}");
@@ -622,7 +638,8 @@ fn off_is_not_proven_while_anything_holds_a_disk_or_could_bring_the_guest_back()
             |host| host.memory.as_mut().unwrap().holders.clear(),
             |host| {
                 let qemu = BTreeSet::from([process(host.qemu)]);
-                host.memory.as_mut().unwrap().holders = DEVICES.iter().map(|d| ((*d).to_owned(), qemu.clone())).collect();
+                host.memory.as_mut().unwrap().holders =
+                    DEVICES.iter().map(|d| ((*d).to_owned(), qemu.clone())).collect();
             },
         ),
     ];
@@ -635,7 +652,10 @@ fn off_is_not_proven_while_anything_holds_a_disk_or_could_bring_the_guest_back()
         spoil(&mut host);
         host.turns(20);
         assert_eq!((host.reason(), host.status.reached), ("OffNotProven", None), "{what}");
-        assert!(!host.done.iter().any(|effect| matches!(effect, Effect::EndRelay { .. } | Effect::Compare { .. })), "{what}");
+        assert!(
+            !host.done.iter().any(|effect| matches!(effect, Effect::EndRelay { .. } | Effect::Compare { .. })),
+            "{what}"
+        );
         mend(&mut host);
         host.turns(10);
         assert_eq!(host.status.reached, Some(Want::Quiesce), "{what}");
@@ -724,7 +744,8 @@ fn release_gives_everything_back_wherever_it_finds_it() {
 
 #[test]
 fn release_of_what_was_never_ours_touches_nothing() {
-    for (memory, mark) in [(None, None), (Some(Memory::new(claim_of("b"), 1)), None), (None, Some(MarkState::Migrated))] {
+    for (memory, mark) in [(None, None), (Some(Memory::new(claim_of("b"), 1)), None), (None, Some(MarkState::Migrated))]
+    {
         let mut host = Host::new(Want::Release);
         host.memory = memory;
         host.domain.mark = mark.map(|state| Mark { claim: claim_of("b"), epoch: 1, state, autostart_was: None });

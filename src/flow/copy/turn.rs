@@ -55,7 +55,8 @@ impl<'a> Turn<'a> {
             Some(before) if before.reason == reason => before.since.clone(),
             _ => self.now.clone(),
         };
-        self.status.problem = Some(Problem { reason: reason.into(), message: message.chars().take(4096).collect(), since });
+        self.status.problem =
+            Some(Problem { reason: reason.into(), message: message.chars().take(4096).collect(), since });
     }
 
     /// Look again at once: the next step needs nothing but to see this one done.
@@ -84,7 +85,10 @@ impl<'a> Turn<'a> {
         match &self.seen.relay {
             Fact::Known(relay) => Some(relay),
             Fact::Unknown(why) => {
-                self.problem("RelayUnreachable", format!("The relay does not answer: {why}. Waiting for it; the guest is not affected."));
+                self.problem(
+                    "RelayUnreachable",
+                    format!("The relay does not answer: {why}. Waiting for it; the guest is not affected."),
+                );
                 None
             }
         }
@@ -92,7 +96,12 @@ impl<'a> Turn<'a> {
 
     /// Brings the domain's mark to `state` under this order's epoch. True when it is there already.
     pub fn mark(&mut self, domain: &DomainSeen, memory: &Memory, state: MarkState) -> bool {
-        let wanted = Mark { claim: self.order.claim.clone(), epoch: self.order.epoch, state, autostart_was: memory.autostart_was };
+        let wanted = Mark {
+            claim: self.order.claim.clone(),
+            epoch: self.order.epoch,
+            state,
+            autostart_was: memory.autostart_was,
+        };
         if domain.mark.as_ref() == Some(&wanted) {
             return true;
         }

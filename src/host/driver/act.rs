@@ -21,7 +21,8 @@ const COMPARE_PAUSE: Duration = Duration::from_secs(5);
 pub(super) async fn act(driver: &mut Driver, uuid: &str, effects: Vec<Effect>) -> Option<String> {
     let mut trouble = None;
     for effect in effects {
-        let needs_all_before = matches!(effect, Effect::Shutdown | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
+        let needs_all_before =
+            matches!(effect, Effect::Shutdown | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
         if needs_all_before && trouble.is_some() {
             break;
         }

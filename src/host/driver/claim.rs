@@ -105,7 +105,8 @@ impl Claims {
     fn draft(&self, domain_uuid: &str, memory: &Memory) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.directory).map_err(Self::at("creating", &self.directory))?;
         let path = self.path(domain_uuid, "draft")?.with_extension(format!("{}.draft", std::process::id()));
-        let bytes = serde_json::to_vec_pretty(memory).map_err(|source| Error::Invalid { path: path.clone(), source })?;
+        let bytes =
+            serde_json::to_vec_pretty(memory).map_err(|source| Error::Invalid { path: path.clone(), source })?;
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
         let written = file.and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()));
         written.map_err(Self::at("writing", &path))?;
@@ -113,7 +114,9 @@ impl Claims {
     }
 
     fn sync(&self) -> Result<(), Error> {
-        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(Self::at("syncing", &self.directory))
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(Self::at("syncing", &self.directory))
     }
 }
 

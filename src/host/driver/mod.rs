@@ -167,12 +167,20 @@ impl Driver {
         if let Some(uuid) = uuid {
             self.trouble = act::act(self, &uuid, effects).await;
         }
-        let finished = recorded && matches!(status.reached, Some(Want::Release | Want::Retire)) && status.reached == Some(order.spec.want);
+        let finished = recorded
+            && matches!(status.reached, Some(Want::Release | Want::Retire))
+            && status.reached == Some(order.spec.want);
         (wake, finished)
     }
 
     /// Writes down what is about to be done. False: it could not be, so it must not be done.
-    async fn record(&mut self, orders: &mut dyn Orders, order: &Order, decision: &Decision, uuid: Option<&str>) -> bool {
+    async fn record(
+        &mut self,
+        orders: &mut dyn Orders,
+        order: &Order,
+        decision: &Decision,
+        uuid: Option<&str>,
+    ) -> bool {
         let kept = match (&decision.memory, uuid) {
             (MemoryChange::Keep, _) => Ok(()),
             (MemoryChange::Create(memory), Some(uuid)) => self.claims.create(uuid, memory),

@@ -8,7 +8,9 @@ use super::Driver;
 use super::order::Order;
 use crate::api::block_copy::Want;
 use crate::edge::host_processes;
-use crate::flow::copy::{DomainSeen, ExportSeen, Fact, Found, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen};
+use crate::flow::copy::{
+    DomainSeen, ExportSeen, Fact, Found, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen,
+};
 use crate::host::relay::RelayStatus;
 
 /// Most time that the relay may take to answer on its local socket.
@@ -108,7 +110,11 @@ async fn processes(
     };
     // While it runs, who holds the disks changes rarely; a proof of "off" is always made from a list of this very turn.
     let off = matches!(domain.power, Power::Off { .. });
-    let recent = driver.holders.as_ref().filter(|(at, _)| !off && at.elapsed() < HOLDERS_AGE).map(|(_, holders)| holders.clone());
+    let recent = driver
+        .holders
+        .as_ref()
+        .filter(|(at, _)| !off && at.elapsed() < HOLDERS_AGE)
+        .map(|(_, holders)| holders.clone());
     let look = Look {
         disks: machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect(),
         domain_uuid: domain.uuid.clone(),
@@ -159,7 +165,8 @@ impl Look {
             None => host_processes::holders(&self.disks, &self.domain_uuid)?,
         };
         // Who holds a disk now is about to be remembered: whether it lives belongs to this turn's knowledge, too.
-        let holders: BTreeSet<ProcessId> = seen.holders.values().flatten().map(|holder| holder.process.clone()).collect();
+        let holders: BTreeSet<ProcessId> =
+            seen.holders.values().flatten().map(|holder| holder.process.clone()).collect();
         for process in self.remembered.union(&holders) {
             if host_processes::is_alive(process)? {
                 seen.alive.push(process.clone());

@@ -84,7 +84,8 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Speaks to the API server that the pod's service account belongs to.
     pub async fn connect(namespace: &str, name: &str) -> Result<Self, Error> {
-        let failed = |source| Error::Kubernetes { doing: "connecting for", name: name.into(), source: Box::new(source) };
+        let failed =
+            |source| Error::Kubernetes { doing: "connecting for", name: name.into(), source: Box::new(source) };
         let client = kube::Client::try_default().await.map_err(failed)?;
         Ok(Self { api: Api::namespaced(client, namespace), name: name.into(), object: None })
     }
