@@ -1,42 +1,37 @@
 //! Command line: operator | host | crds.
 
 use clap::{Parser, Subcommand};
+use drover::host::driver::{self, DriverArgs};
+use drover::host::relay::{self, RelayArgs};
 
 #[derive(Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Prints the custom resource definitions.
-    Crds,
-    /// The host-side job.
-    #[cfg(feature = "host")]
+#[command(name = "drover", version, about)]
+enum Drover {
+    /// Run on a hypervisor.
     #[command(subcommand)]
     Host(Host),
+    /// Print the custom resource definitions.
+    Crds,
 }
 
-#[cfg(feature = "host")]
 #[derive(Subcommand)]
 enum Host {
-    /// Follows the orders for one migration.
-    Driver(drover::host::driver::DriverArgs),
+    /// The process between QEMU and the target's storage.
+    Relay(RelayArgs),
+    /// The process that follows the orders for one migration.
+    Driver(DriverArgs),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
-    match Cli::parse().command {
-        Command::Crds => {
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    match Drover::parse() {
+        Drover::Host(Host::Relay(args)) => relay::run(args),
+        Drover::Host(Host::Driver(args)) => Ok(tokio::runtime::Runtime::new()?.block_on(driver::run(args))?),
+        Drover::Crds => {
             for crd in drover::api::crds() {
                 println!("---\n{}", serde_saphyr::to_string(&crd)?);
             }
+            Ok(())
         }
-        #[cfg(feature = "host")]
-        Command::Host(Host::Driver(args)) => drover::host::driver::run(args).await?,
     }
-    Ok(())
 }

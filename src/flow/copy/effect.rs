@@ -39,8 +39,10 @@ pub enum Effect {
         disk: DiskCopy,
         fresh: bool,
     },
+    /// Close an export. Without `discard` the relay refuses while it holds anything that is not on the target.
     CloseExport {
         device: String,
+        discard: bool,
     },
     StartMirror {
         device: String,

@@ -152,7 +152,7 @@ pub(super) fn qemu_of_all_disks(turn: &Turn<'_>) -> Option<ProcessId> {
 
 /// Ends what is left of an earlier attempt. True when nothing is.
 fn clear(turn: &mut Turn<'_>, domain: &DomainSeen, relay: &RelaySeen) -> bool {
-    let closed = turn.close_exports(relay);
+    let closed = turn.close_exports(relay, true);
     let left: Vec<&String> =
         domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
     if closed {
@@ -220,7 +220,7 @@ fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
     if let Some(attempt) = &mut memory.attempt {
         attempt.started_at = Some(turn.now.clone());
     }
-    let bandwidth_bytes_s = pace::speed_bytes_s(relay.memory_bytes, 0, 0, order.disks.len() as u64);
+    let bandwidth_bytes_s = pace::speed_bytes_s(share_bytes(turn, relay), 0, 0);
     turn.effects
         .extend(order.disks.iter().map(|disk| Effect::StartMirror { device: disk.device.clone(), bandwidth_bytes_s }));
     turn.soon();
@@ -263,7 +263,7 @@ pub(super) fn relay_broken(turn: &Turn<'_>, attempt: &Attempt, relay: &RelaySeen
 /// Gives the attempt up and starts again after a pause that grows.
 fn void(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen, why: &str) {
     let trouble = turn.seen.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
-    turn.close_exports(relay);
+    turn.close_exports(relay, true);
     memory.attempt = None;
     memory.retry_at =
         Some(turn.after(1u64.checked_shl(memory.failures).unwrap_or(MAX_PAUSE_SECONDS).min(MAX_PAUSE_SECONDS)));
@@ -280,21 +280,30 @@ fn follow(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: 
         turn.order.disks.iter().map(|disk| DiskView::new(disk, domain, Some(relay))).collect();
     let total = |of: fn(&ExportSeen) -> u64| disks.iter().filter_map(|disk| disk.export).map(of).sum::<u64>();
     let (backlog, drain) = (total(|export| export.backlog_bytes), total(|export| export.drain_rate_bytes_s));
-    let copying: Vec<_> = disks.iter().filter(|disk| !disk.ready()).collect();
-    let wanted = pace::speed_bytes_s(relay.memory_bytes, backlog, drain, copying.len() as u64);
-    for disk in copying {
-        if let Some(job) = disk.job()
-            && pace::worth_changing(job.bandwidth_bytes_s, wanted)
-        {
-            turn.effects.push(Effect::SetSpeed { device: disk.order.device.clone(), bandwidth_bytes_s: wanted });
-        }
-    }
+    keep_pace(turn, &disks, relay);
     turn.status.guest_throttled =
         disks.iter().any(|disk| disk.ready() && disk.export.is_some_and(|export| export.throttled));
     turn.status.in_sync = in_sync(&disks, memory, domain, turn, backlog, drain);
     if turn.status.in_sync.is_yes() {
         memory.failures = 0;
     }
+}
+
+/// Sets the speed of the disks that are still being copied.
+fn keep_pace(turn: &mut Turn<'_>, disks: &[DiskView<'_>], relay: &RelaySeen) {
+    let share = share_bytes(turn, relay);
+    for disk in disks.iter().filter(|disk| !disk.ready()) {
+        let (Some(job), Some(export)) = (disk.job(), disk.export) else { continue };
+        let wanted = pace::speed_bytes_s(share, export.backlog_bytes, export.drain_rate_bytes_s);
+        if pace::worth_changing(job.bandwidth_bytes_s, wanted) {
+            turn.effects.push(Effect::SetSpeed { device: disk.order.device.clone(), bandwidth_bytes_s: wanted });
+        }
+    }
+}
+
+/// The relay shares its memory evenly among its exports.
+fn share_bytes(turn: &Turn<'_>, relay: &RelaySeen) -> u64 {
+    relay.memory_bytes / (turn.order.disks.len() as u64).max(1)
 }
 
 fn in_sync(

@@ -5,12 +5,12 @@
 /// The slowest a copy is set to: never 0, which means "unlimited" to QEMU.
 pub const MIN_BYTES_S: u64 = 256 << 10;
 
-/// Speed of each copying disk in bytes/s, from the relay's memory, its backlog and the rate at which the target takes it.
+/// Speed of one disk's copy in bytes/s, from its share of the relay's memory, its backlog there and the rate at which its target takes it.
 ///
-/// The backlog is steered to a quarter of the memory. Above half, copying crawls until it has shrunk.
-pub fn speed_bytes_s(memory_bytes: u64, backlog_bytes: u64, drain_bytes_s: u64, copying_disks: u64) -> u64 {
-    let aim = memory_bytes / 4;
-    let total = if backlog_bytes >= memory_bytes / 2 {
+/// The backlog is steered to a quarter of the share. Above half, copying crawls until it has shrunk.
+pub fn speed_bytes_s(share_bytes: u64, backlog_bytes: u64, drain_bytes_s: u64) -> u64 {
+    let aim = share_bytes / 4;
+    let speed = if backlog_bytes >= share_bytes / 2 {
         0
     } else if backlog_bytes > aim {
         drain_bytes_s / 2
@@ -18,7 +18,7 @@ pub fn speed_bytes_s(memory_bytes: u64, backlog_bytes: u64, drain_bytes_s: u64, 
         // A backlog that stays small says that the target could take more: ask for what it took and the free part of the aim.
         drain_bytes_s.saturating_add(aim - backlog_bytes)
     };
-    (total / copying_disks.max(1)).max(MIN_BYTES_S)
+    speed.max(MIN_BYTES_S)
 }
 
 /// Whether a new speed is worth a call to QEMU.
@@ -34,11 +34,11 @@ mod tests {
 
     #[test]
     fn an_idle_target_is_asked_for_more_and_a_full_relay_for_nothing() {
-        assert_eq!(speed_bytes_s(128 * MIB, 0, 0, 1), 32 * MIB);
-        assert_eq!(speed_bytes_s(128 * MIB, 0, 100 * MIB, 2), 66 * MIB);
-        assert_eq!(speed_bytes_s(128 * MIB, 48 * MIB, 10 * MIB, 1), 5 * MIB);
-        assert_eq!(speed_bytes_s(128 * MIB, 64 * MIB, 10 * MIB, 1), MIN_BYTES_S);
-        assert_eq!(speed_bytes_s(0, 0, 0, 0), MIN_BYTES_S);
+        assert_eq!(speed_bytes_s(128 * MIB, 0, 0), 32 * MIB);
+        assert_eq!(speed_bytes_s(128 * MIB, 0, 100 * MIB), 132 * MIB);
+        assert_eq!(speed_bytes_s(128 * MIB, 48 * MIB, 10 * MIB), 5 * MIB);
+        assert_eq!(speed_bytes_s(128 * MIB, 64 * MIB, 10 * MIB), MIN_BYTES_S);
+        assert_eq!(speed_bytes_s(0, 0, 0), MIN_BYTES_S);
     }
 
     /// With a target of any constant speed the backlog never passes half of the memory.
@@ -48,7 +48,7 @@ mod tests {
             let (memory, mut backlog) = (128 * MIB, 0u64);
             let mut seen_drain = 0;
             for _ in 0..200 {
-                let speed = speed_bytes_s(memory, backlog, seen_drain, 1);
+                let speed = speed_bytes_s(memory, backlog, seen_drain);
                 let drained = drain.min(backlog + speed);
                 backlog = backlog + speed - drained;
                 seen_drain = drained;

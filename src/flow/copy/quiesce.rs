@@ -321,7 +321,7 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
         if let Fact::Known(relay) = &turn.seen.relay
             && alive.iter().any(|writer| writer.pid == relay.pid)
         {
-            turn.close_exports(relay);
+            turn.close_exports(relay, false);
         }
         let force = asked >= RELAY_END_SECONDS;
         turn.effects.extend(alive.into_iter().map(|process| Effect::EndRelay { process: process.clone(), force }));

@@ -54,7 +54,7 @@ fn cut(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) -> bool {
     let left: Vec<&String> =
         domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
     let closed = match &turn.seen.relay {
-        Fact::Known(relay) => turn.close_exports(relay),
+        Fact::Known(relay) => turn.close_exports(relay, true),
         // A relay that does not answer may hold a write: an abort would wait for it. It is ended first.
         Fact::Unknown(_) if left.is_empty() => true,
         Fact::Unknown(_) => end_writers(turn, memory),
@@ -89,7 +89,7 @@ pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memo
         return turn.problem("SourceRunning", message.into());
     }
     let closed = match &turn.seen.relay {
-        Fact::Known(relay) => turn.close_exports(relay),
+        Fact::Known(relay) => turn.close_exports(relay, false),
         // Whatever it may still hold was proven drained before the target could take over.
         Fact::Unknown(_) => true,
     };

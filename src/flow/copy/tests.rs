@@ -248,7 +248,7 @@ impl Host {
                 let export = ExportSeen { size_bytes: disk.size_bytes, ..ExportSeen::default() };
                 self.relay.as_mut().unwrap().exports.insert(disk.device, export);
             }
-            Effect::CloseExport { device } => {
+            Effect::CloseExport { device, .. } => {
                 self.relay.as_mut().unwrap().exports.remove(&device);
                 self.domain.mirrors.remove(&device);
                 self.job(&device, None);

@@ -114,9 +114,10 @@ impl<'a> Turn<'a> {
         domain.mark.clone().filter(|mark| same(&mark.claim, &self.order.claim))
     }
 
-    /// Orders every export of the relay closed. True when none was open.
-    pub fn close_exports(&mut self, relay: &RelaySeen) -> bool {
-        self.effects.extend(relay.exports.keys().map(|device| Effect::CloseExport { device: device.clone() }));
+    /// Orders every export of the relay closed; `discard` gives up what it has not written yet. True when none was open.
+    pub fn close_exports(&mut self, relay: &RelaySeen, discard: bool) -> bool {
+        let close = |device: &String| Effect::CloseExport { device: device.clone(), discard };
+        self.effects.extend(relay.exports.keys().map(close));
         relay.exports.is_empty()
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Driver, chain};
@@ -50,7 +52,7 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         Effect::Shutdown => libvirt.shutdown(uuid).await,
         Effect::Start => libvirt.start(uuid).await,
         Effect::OpenExport { disk, fresh } => return open(driver, disk, fresh).await,
-        Effect::CloseExport { device } => return relay(driver.relay.close(&device)).await,
+        Effect::CloseExport { device, discard } => return relay(driver.relay.close(&device, discard)).await,
         Effect::EndRelay { process, force } => return host_processes::end(&process, force).map_err(|err| chain(&err)),
         Effect::DeleteClaim => return driver.claims.delete(uuid).map_err(|err| chain(&err)),
         Effect::Compare { disk, source_path } => {
@@ -62,7 +64,8 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
 }
 
 async fn open(driver: &Driver, disk: DiskCopy, fresh: bool) -> Result<(), String> {
-    relay(driver.relay.open(&disk.device, disk.size_bytes, TargetSpec::Nfs(disk.target), fresh)).await
+    let target = TargetSpec::Nfs(disk.target);
+    relay(driver.relay.open(&disk.device, disk.size_bytes, &target, fresh)).await
 }
 
 async fn relay<T, E: std::error::Error>(order: impl Future<Output = Result<T, E>>) -> Result<(), String> {
@@ -78,7 +81,7 @@ pub(super) struct Comparisons(BTreeMap<String, Comparison>);
 
 struct Comparison {
     task: tokio::task::JoinHandle<ComparisonSeen>,
-    progress: verify::Progress,
+    done_bytes: Arc<AtomicU64>,
     ended: Option<(Instant, ComparisonSeen)>,
 }
 
@@ -94,11 +97,12 @@ impl Comparisons {
                 return;
             }
         }
-        let progress = verify::Progress::default();
-        let shared = progress.clone();
+        let done_bytes = Arc::new(AtomicU64::new(0));
+        let shared = Arc::clone(&done_bytes);
         let device = disk.device.clone();
         let task = tokio::spawn(async move {
-            match verify::compare(&source, disk.size_bytes, &TargetSpec::Nfs(disk.target), &shared).await {
+            let progress = |bytes| shared.store(bytes, Ordering::Relaxed);
+            match verify::compare(&source, disk.size_bytes, &TargetSpec::Nfs(disk.target), &progress).await {
                 Ok(comparison) if comparison.equal => ComparisonSeen::Equal { blake3: comparison.blake3 },
                 Ok(comparison) => ComparisonSeen::Different {
                     first_difference_offset: comparison.first_difference_offset.unwrap_or_default(),
@@ -106,7 +110,7 @@ impl Comparisons {
                 Err(err) => ComparisonSeen::Failed(chain(&err)),
             }
         });
-        self.0.insert(device, Comparison { task, progress, ended: None });
+        self.0.insert(device, Comparison { task, done_bytes, ended: None });
     }
 
     /// How far each one is.
@@ -121,7 +125,7 @@ impl Comparisons {
             }
             match &comparison.ended {
                 Some((_, seen)) => seen.clone(),
-                None => ComparisonSeen::Running { done_bytes: comparison.progress.done_bytes() },
+                None => ComparisonSeen::Running { done_bytes: comparison.done_bytes.load(Ordering::Relaxed) },
             }
         };
         self.0.iter_mut().map(|(device, comparison)| (device.clone(), look(comparison))).collect()

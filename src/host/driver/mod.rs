@@ -20,7 +20,7 @@ use crate::api::block_copy::Want;
 use crate::api::common::Time;
 use crate::edge::libvirt::Libvirt;
 use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MemoryChange, Seen, decide};
-use crate::host::relay::RelayClient;
+use crate::host::relay::{NBD_SOCKET, RelayClient};
 use order::{Files, Kubernetes, Order, Orders};
 
 /// Command line of the driver.
@@ -141,7 +141,7 @@ impl Driver {
     }
 
     fn nbd_socket(&self) -> PathBuf {
-        self.relay_directory.join("nbd.sock")
+        self.relay_directory.join(NBD_SOCKET)
     }
 
     /// One turn. `fresh`: the order is as it is now; if not, nothing is done that would have to be recorded.

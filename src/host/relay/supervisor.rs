@@ -1,0 +1,102 @@
+//! The watchdog: a small process that starts itself again as the [worker](super::worker) and kills it when it hangs.
+//!
+//! The worker says, at every turn of its runtime, how long its guest has been waiting: 8 bytes over a socket pair, its standard output.
+//! From the last sign of life on, that time can only have grown, so the worker is killed when it would exceed the limit: early when a
+//! request was waiting already, later when none was. Killing it cuts QEMU's connection, the mirror fails and the guest runs on.
+//!
+//! The lock on the run directory is inherited by the worker as its standard input: it holds as long as either process lives.
+//! The supervisor ends when the worker has ended, never well; the worker is killed by the kernel when the supervisor ends.
+//! Freezing both at once (a paused pod) is beyond this.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::RelayArgs;
+
+/// File that a living relay holds locked.
+const LOCK_FILE: &str = "relay.lock";
+/// A worker serves nobody before its first sign of life: it gets time to start on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Starts the worker, on this thread, which must be the process's main one: the kernel ties the worker's life to it.
+pub fn run(args: &RelayArgs) -> Result<()> {
+    let lock = lock(&args.run_directory)?;
+    let (mut ours, theirs) = UnixStream::pair().context("make a socket pair for the worker's signs of life")?;
+    theirs.set_nonblocking(true).context("let the worker go on when nobody listens")?;
+    let mut worker = Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .arg(format!("--worker-of={}", std::process::id()))
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .context("start the relay's worker")?;
+    let why = watch(&mut ours, args.limits().kill);
+    let _ = worker.kill(); // SIGKILL; an error means that it has ended
+    end(&mut worker, why)
+}
+
+fn end(worker: &mut Child, why: Result<Stall>) -> Result<()> {
+    let status = worker.wait().context("wait for the relay's worker")?;
+    match why? {
+        Stall::Hung(age) => {
+            bail!("the relay's worker was killed: a guest may have been waiting for {} ms", age.as_millis())
+        }
+        Stall::Ended => bail!("the relay's worker ended: {status}"),
+    }
+}
+
+/// Why watching came to an end.
+enum Stall {
+    Hung(Duration),
+    Ended,
+}
+
+fn watch(signs: &mut UnixStream, limit: Duration) -> Result<Stall> {
+    // `since`: from when on a guest may be waiting.
+    let (mut since, mut limit_now) = (Instant::now(), START_LIMIT);
+    let (mut buffer, mut filled) = ([0; 8], 0);
+    loop {
+        let Some(left) = limit_now.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) else {
+            return Ok(Stall::Hung(since.elapsed()));
+        };
+        signs.set_read_timeout(Some(left)).context("set a limit on the worker's next sign of life")?;
+        match signs.read(&mut buffer[filled..]) {
+            Ok(0) => return Ok(Stall::Ended),
+            Ok(n) => filled += n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(Stall::Ended),
+            Err(e) => return Err(e).context("read the worker's signs of life"),
+        }
+        if filled == buffer.len() {
+            let now = Instant::now();
+            since = now.checked_sub(Duration::from_millis(u64::from_le_bytes(buffer))).unwrap_or(now);
+            (limit_now, filled) = (limit, 0);
+        }
+    }
+}
+
+fn lock(run_directory: &Path) -> Result<File> {
+    let path = run_directory.join(LOCK_FILE);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open {}: the run directory must exist and be writable", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another relay serves {}: each machine needs a run directory of its own", run_directory.display())
+        }
+        Err(std::fs::TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
