@@ -19,6 +19,8 @@ pub const MAX_DRAIN_SECONDS: u64 = 60;
 const SMALL_BACKLOG_BYTES: u64 = 1 << 20;
 /// Once a disk was in step, `end - cur` of its job is what the guest has in flight at this moment, not yet told to be written.
 const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
+/// Pause before a target that was refused is opened again.
+const REOPEN_SECONDS: u64 = 3;
 /// Longest pause between attempts.
 const MAX_PAUSE_SECONDS: u64 = 60;
 
@@ -105,10 +107,7 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
         return turn.problem("ForeignBlockJob", message);
     }
     if !turn.is_past(memory.retry_at.as_ref()) {
-        let last = turn.before.problem.as_ref().filter(|problem| problem.reason == "CopyBroken");
-        let message =
-            last.map_or_else(|| "The copy broke; it starts again shortly.".into(), |last| last.message.clone());
-        return turn.problem("CopyBroken", message);
+        return turn.same_problem("CopyBroken", "The copy broke; it starts again shortly.");
     }
     let Fact::Known(processes) = &turn.seen.processes else {
         return cannot_prove(turn, "the host's processes cannot be looked at");
@@ -179,24 +178,23 @@ fn open_missing(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen) {
         let fresh = !recorded && !memory.dirtied.contains(&disk.device);
         turn.effects.push(Effect::OpenExport { disk: disk.clone(), fresh });
     }
-    memory.dirtied.extend(order.disks.iter().map(|disk| disk.device.clone()));
-    for disk in &mut turn.status.disks {
-        disk.dirtied = true;
-    }
-    memory.retry_at = Some(turn.after(2));
+    memory.retry_at = Some(turn.after(REOPEN_SECONDS));
     turn.soon();
 }
 
 /// The exports are being opened; when all are there, the mirrors are started.
 fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &RelaySeen) {
     let order = turn.order;
-    if let Some(trouble) = &turn.seen.trouble {
-        turn.problem(
-            "TargetRefused",
-            format!("The relay could not open the targets: {trouble}. It is tried again; the guest is not affected."),
-        );
-    }
     if order.disks.iter().any(|disk| !relay.exports.contains_key(&disk.device)) {
+        match &turn.seen.trouble {
+            Some(trouble) => turn.problem(
+                "TargetRefused",
+                format!(
+                    "The relay could not open the targets: {trouble}. It is tried again; the guest is not affected."
+                ),
+            ),
+            None => turn.same_problem("TargetRefused", "The targets are being opened."),
+        }
         if turn.is_past(memory.retry_at.as_ref()) {
             open_missing(turn, memory, relay);
         }
@@ -219,6 +217,11 @@ fn start(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
     }
     if let Some(attempt) = &mut memory.attempt {
         attempt.started_at = Some(turn.now.clone());
+    }
+    // From here on something may be written: both records are on disk before the mirrors are ordered.
+    memory.dirtied.extend(order.disks.iter().map(|disk| disk.device.clone()));
+    for disk in &mut turn.status.disks {
+        disk.dirtied = true;
     }
     let bandwidth_bytes_s = pace::speed_bytes_s(share_bytes(turn, relay), 0, 0);
     turn.effects
@@ -345,6 +348,7 @@ pub(super) fn report(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) 
         Fact::Unknown(_) => None,
     };
     let off = matches!(domain.power, Power::Off { .. });
+    let started = memory.attempt.as_ref().is_some_and(|attempt| attempt.started_at.is_some());
     let disks = turn.order.disks.iter().map(|disk| {
         let before = turn.before.disks.iter().find(|before| before.device == disk.device);
         let view = DiskView::new(disk, domain, relay);
@@ -354,7 +358,8 @@ pub(super) fn report(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) 
         let job = view.job().filter(|job| job.end > 1);
         let (copied_bytes, total_bytes) = match (job, before) {
             (Some(job), _) => (job.cur.min(job.end), job.end),
-            (None, Some(before)) if off => (before.copied_bytes, before.total_bytes),
+            // The jobs end a moment before the domain is seen off: what they had reached stays.
+            (None, Some(before)) if off || started => (before.copied_bytes, before.total_bytes),
             (None, _) => (0, disk.size_bytes),
         };
         let state = match (view.mirror, before.map(|before| before.state)) {

@@ -59,6 +59,12 @@ impl<'a> Turn<'a> {
             Some(Problem { reason: reason.into(), message: message.chars().take(4096).collect(), since });
     }
 
+    /// Repeats a problem of the turn before in its own words, or names it in these if it did not stand there.
+    pub fn same_problem(&mut self, reason: &str, message: &str) {
+        let before = self.before.problem.as_ref().filter(|problem| problem.reason == reason);
+        self.problem(reason, before.map_or_else(|| message.into(), |before| before.message.clone()));
+    }
+
     /// Look again at once: the next step needs nothing but to see this one done.
     pub fn soon(&mut self) {
         self.wake = URGENT;

@@ -28,7 +28,11 @@ pub(super) async fn act(driver: &mut Driver, uuid: &str, effects: Vec<Effect>) -
         if needs_all_before && trouble.is_some() {
             break;
         }
-        tracing::info!(?effect, "doing");
+        if effect.needs_no_record() {
+            tracing::debug!(?effect, "doing");
+        } else {
+            tracing::info!(?effect, "doing");
+        }
         if let Err(why) = carry_out(driver, uuid, effect).await {
             tracing::warn!(why, "failed");
             trouble.get_or_insert(why);
