@@ -3,3 +3,21 @@
 pub mod driver;
 pub mod relay;
 pub mod verify;
+
+/// `drover host`: a part of the host side.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum HostCommand {
+    /// The process between QEMU and the target's storage.
+    Relay(relay::RelayArgs),
+    /// The process that follows the orders for one migration.
+    Driver(driver::DriverArgs),
+}
+
+/// Runs the part until it is done or told to stop.
+pub fn run(command: HostCommand) -> anyhow::Result<()> {
+    match command {
+        // The relay starts its own processes and threads: it must come first in its process.
+        HostCommand::Relay(args) => relay::run(args),
+        HostCommand::Driver(args) => Ok(tokio::runtime::Runtime::new()?.block_on(driver::run(args))?),
+    }
+}

@@ -1,0 +1,82 @@
+//! What a turn wants done. Each effect can be carried out again without harm; its outcome is seen in the next turn.
+
+use std::time::Duration;
+
+use super::memory::{Mark, Memory};
+use super::seen::ProcessId;
+use crate::api::block_copy::{BlockCopyStatus, DiskCopy};
+
+/// The outcome of [`super::decide`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// Recorded before anything is done.
+    pub status: BlockCopyStatus,
+    /// Recorded before anything is done.
+    pub memory: MemoryChange,
+    /// In this order; at most one cannot be undone, and it is the last.
+    pub effects: Vec<Effect>,
+    /// How long to wait before looking again.
+    pub wake: Duration,
+}
+
+/// What happens to the claim file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MemoryChange {
+    Keep,
+    /// Take the claim: fails if somebody has it.
+    Create(Box<Memory>),
+    Write(Box<Memory>),
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    WriteMark(Mark),
+    RemoveMark,
+    SetAutostart(bool),
+    /// Open an export in the relay. `fresh`: nothing was ever written to the target, so zeroes need not be.
+    OpenExport {
+        disk: DiskCopy,
+        fresh: bool,
+    },
+    /// Close an export. Without `discard` the relay refuses while it holds anything that is not on the target.
+    CloseExport {
+        device: String,
+        discard: bool,
+    },
+    StartMirror {
+        device: String,
+        bandwidth_bytes_s: u64,
+    },
+    SetSpeed {
+        device: String,
+        bandwidth_bytes_s: u64,
+    },
+    /// Only ordered when no export of the relay can hold it up.
+    AbortMirror {
+        device: String,
+    },
+    /// End a relay process; `force` = it did not go by itself.
+    EndRelay {
+        process: ProcessId,
+        force: bool,
+    },
+    /// Compare source and target in the background.
+    Compare {
+        disk: DiskCopy,
+        source_path: String,
+    },
+    /// Ask the guest to power off.
+    Shutdown,
+    /// Start the source again.
+    Start,
+    /// Give up the claim.
+    DeleteClaim,
+}
+
+impl Effect {
+    /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest.
+    pub fn needs_no_record(&self) -> bool {
+        matches!(self, Effect::SetSpeed { .. })
+    }
+}

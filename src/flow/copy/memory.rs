@@ -1,0 +1,114 @@
+//! What outlives the driver: the claim file on the host, and the mark in the domain's metadata.
+//!
+//! The file decides who owns a domain (it is created atomically) and remembers what cannot be seen again. The mark is its copy for
+//! people, for another installation, and for the day after the host was rebooted and the run directory is empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::seen::{ProcessId, ShutdownBy};
+use crate::api::block_copy::Claim;
+use crate::api::common::Time;
+
+/// The claim file of a domain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    pub claim: Claim,
+    /// Newest order seen.
+    pub epoch: u64,
+    /// Autostart as it was before Drover disabled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart_was: Option<bool>,
+    /// Devices whose target may have been written to.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub dirtied: BTreeSet<String>,
+    /// Path of each source disk when copying began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_paths: BTreeMap<String, String>,
+    /// QEMU processes of the domain that were seen holding each disk.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub holders: BTreeMap<String, BTreeSet<ProcessId>>,
+    /// Every relay that was ever told to open an export.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub writers: BTreeSet<ProcessId>,
+    /// The copy that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Attempt>,
+    /// Attempts that failed since one last was in sync, and when the next may begin.
+    #[serde(default)]
+    pub failures: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    /// The last shutdown request; it is repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_sent_at: Option<Time>,
+    /// Who shut the guest down after it was asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shutdown_by: Option<ShutdownBy>,
+    /// The order whose `Quiesce` failed: it is not tried again under the same epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce_failed: Option<u64>,
+}
+
+impl Memory {
+    /// What a new claim remembers: nothing yet.
+    pub fn new(claim: Claim, epoch: u64) -> Self {
+        Self {
+            claim,
+            epoch,
+            autostart_was: None,
+            dirtied: BTreeSet::new(),
+            source_paths: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            writers: BTreeSet::new(),
+            attempt: None,
+            failures: 0,
+            retry_at: None,
+            shutdown_sent_at: None,
+            shutdown_by: None,
+            quiesce_failed: None,
+        }
+    }
+
+    /// Every process whose end will have to be proven.
+    pub fn processes(&self) -> BTreeSet<ProcessId> {
+        self.holders.values().flatten().chain(&self.writers).cloned().collect()
+    }
+}
+
+/// One unbroken run of mirrors: one relay process, one QEMU process, all disks. If any part of it ends, all of it is void.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    pub relay_instance: String,
+    pub qemu: ProcessId,
+    /// When the mirrors were ordered; absent while exports are being opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// Devices that were seen ready with nothing left to copy. From then on every write goes to both sides before the guest is told.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub synced: BTreeSet<String>,
+}
+
+/// Drover's element in the domain's metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub claim: Claim,
+    pub epoch: u64,
+    pub state: MarkState,
+    /// Autostart as it was before Drover disabled it.
+    pub autostart_was: Option<bool>,
+}
+
+/// What the mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkState {
+    /// Claimed; nothing else was changed.
+    Claimed,
+    /// A cutover is under way: autostart is disabled, the shutdown may have been sent.
+    Cutover,
+    /// The machine runs elsewhere. Never copied again.
+    Migrated,
+}

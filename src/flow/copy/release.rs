@@ -1,0 +1,105 @@
+//! The two ends of an order: `Release` gives everything back, `Retire` leaves the source off for good.
+
+use super::effect::Effect;
+use super::memory::{MarkState, Memory};
+use super::mirror;
+use super::seen::{DomainSeen, Fact, Power};
+use super::turn::Turn;
+
+/// Cuts the mirror, restores autostart, starts the source if `Quiesce` shut it down, then gives up mark and claim.
+///
+/// Reached when neither mark nor claim is seen any more, which the next turn finds.
+pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) {
+    mirror::report(turn, domain, memory);
+    turn.soon();
+    if !cut(turn, domain, memory) {
+        return;
+    }
+    let own = turn.own_mark(domain);
+    let was = memory.autostart_was.or(own.as_ref().and_then(|mark| mark.autostart_was));
+    if let Some(was) = was.filter(|was| *was != domain.autostart) {
+        return turn.effects.push(Effect::SetAutostart(was));
+    }
+    let we_shut_it_down = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some());
+    match domain.power {
+        Power::Off { .. } if we_shut_it_down => return start(turn),
+        Power::ShuttingDown => {
+            return turn.problem(
+                "SourceStopping",
+                "The source is powering off at this moment; it is started when it is off.".into(),
+            );
+        }
+        // It runs, or it is off for reasons that are not ours. The shutdown is forgotten, so that a later one by others stays theirs.
+        Power::Off { .. } | Power::Running | Power::Paused => turn.status.quiesce = None,
+    }
+    if own.is_some() {
+        turn.effects.push(Effect::RemoveMark);
+    }
+    turn.effects.push(Effect::DeleteClaim);
+}
+
+fn start(turn: &mut Turn<'_>) {
+    match &turn.seen.trouble {
+        Some(trouble) => turn.problem(
+            "StartFailed",
+            format!("The source could not be started: {trouble}. It is tried again; free what it needs."),
+        ),
+        None => turn.problem("SourceStarting", "The source is being started again.".into()),
+    }
+    turn.effects.push(Effect::Start);
+}
+
+/// Ends the mirrors without anything to wait for: the relay's side goes first. True when none is left.
+fn cut(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) -> bool {
+    let left: Vec<&String> =
+        domain.mirrors.iter().filter(|(_, mirror)| mirror.ours).map(|(device, _)| device).collect();
+    let closed = match &turn.seen.relay {
+        Fact::Known(relay) => turn.close_exports(relay, true),
+        // A relay that does not answer may hold a write: an abort would wait for it. It is ended first.
+        Fact::Unknown(_) if left.is_empty() => true,
+        Fact::Unknown(_) => end_writers(turn, memory),
+    };
+    if closed {
+        turn.effects.extend(left.iter().map(|device| Effect::AbortMirror { device: (*device).clone() }));
+    }
+    closed && left.is_empty()
+}
+
+fn end_writers(turn: &mut Turn<'_>, memory: &Memory) -> bool {
+    let Fact::Known(processes) = &turn.seen.processes else {
+        turn.problem(
+            "RelayUnreachable",
+            "Neither the relay nor the host's processes answer: the mirror cannot be cut yet.".into(),
+        );
+        return false;
+    };
+    let alive: Vec<_> = memory.writers.iter().filter(|writer| processes.alive.contains(writer)).cloned().collect();
+    let none = alive.is_empty();
+    turn.effects.extend(alive.into_iter().map(|process| Effect::EndRelay { process, force: true }));
+    none
+}
+
+/// The target has taken over: everything ends, the source stays off and marked, and the claim is given up: the mark forbids all that a
+/// claim would.
+pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
+    mirror::report(turn, domain, memory);
+    turn.soon();
+    if !matches!(domain.power, Power::Off { .. }) {
+        let message = "The source is to be retired but is not off. If the target runs, shut the source down by hand at once; nothing was done here.";
+        return turn.problem("SourceRunning", message.into());
+    }
+    let closed = match &turn.seen.relay {
+        Fact::Known(relay) => turn.close_exports(relay, false),
+        // Whatever it may still hold was proven drained before the target could take over.
+        Fact::Unknown(_) => true,
+    };
+    let own = turn.own_mark(domain);
+    memory.autostart_was = memory.autostart_was.or(own.and_then(|mark| mark.autostart_was));
+    let marked = turn.mark(domain, memory, MarkState::Migrated);
+    if domain.autostart {
+        turn.effects.push(Effect::SetAutostart(false));
+    }
+    if closed && marked && !domain.autostart {
+        turn.effects.push(Effect::DeleteClaim);
+    }
+}

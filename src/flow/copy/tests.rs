@@ -1,0 +1,817 @@
+//! The decision against a small model of a host: one domain with two disks, libvirt, the relay, processes, clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, NfsFile};
+use crate::api::libvirt_host::CopyLimits;
+use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine};
+use crate::api::nutanix_cluster::NfsAddress;
+
+const UUID: &str = "5d4ae1e7-0000-4000-8000-00000000beef";
+const DEVICES: [&str; 2] = ["vda", "vdb"];
+const SIZE: u64 = 64 << 20;
+
+fn claim_of(uid: &str) -> Claim {
+    Claim { namespace: "shop".into(), name: format!("web-{uid}"), uid: uid.into(), installation: "i".into() }
+}
+
+fn process(pid: u32) -> ProcessId {
+    ProcessId { pid, start_ticks: 1, boot_id: "b".into() }
+}
+
+fn machine() -> Machine {
+    let disk = |device: &&str| Disk {
+        device: (*device).into(),
+        bus: DiskBus::Virtio,
+        source: DiskSource::File,
+        path: format!("/images/{device}"),
+        format: DiskFormat::Raw,
+        size_bytes: SIZE,
+    };
+    Machine {
+        name: "web".into(),
+        uuid: UUID.into(),
+        title: None,
+        cpu: Cpu { sockets: 1, cores_per_socket: 1, threads_per_core: 1 },
+        memory_bytes: 1 << 30,
+        firmware: Firmware::Bios,
+        board: Board::Pc,
+        disks: DEVICES.iter().map(disk).collect(),
+        left_out: vec![],
+        nics: vec![],
+        on_poweroff: "destroy".into(),
+        persistent: true,
+    }
+}
+
+fn order(want: Want, epoch: u64) -> BlockCopySpec {
+    let disk = |device: &&str| DiskCopy {
+        device: (*device).into(),
+        size_bytes: SIZE,
+        target: NfsFile {
+            server: NfsAddress { address: "192.0.2.1".into(), port: None, mount_port: None },
+            export: "/container".into(),
+            path: format!(".acropolis/vmdisk/{device}"),
+            size_bytes: SIZE * 2,
+        },
+    };
+    BlockCopySpec {
+        claim: claim_of("a"),
+        epoch,
+        hostname: "web".into(),
+        domain_uuid: None,
+        libvirt_uri: "qemu:///system".into(),
+        run_directory: "/run/drover".into(),
+        want,
+        disks: DEVICES.iter().map(disk).collect(),
+        limits: CopyLimits::default(),
+        shutdown_timeout_seconds: 120,
+    }
+}
+
+/// The model. What it does to itself in `apply` is what the real parts do.
+struct Host {
+    order: BlockCopySpec,
+    status: BlockCopyStatus,
+    memory: Option<Memory>,
+    domain: DomainSeen,
+    relay: Option<RelaySeen>,
+    qemu: u32,
+    alive: BTreeSet<u32>,
+    stranger: Option<Holder>,
+    orphans: Vec<String>,
+    comparison: ComparisonSeen,
+    comparisons: BTreeMap<String, ComparisonSeen>,
+    seconds: i64,
+    done: Vec<Effect>,
+    /// The guest obeys the power button.
+    obeys: bool,
+    trouble: Option<String>,
+}
+
+impl Host {
+    fn new(want: Want) -> Self {
+        let domain = DomainSeen {
+            uuid: UUID.into(),
+            power: Power::Running,
+            state_word: "running".into(),
+            id: Some(1),
+            managed_save: false,
+            autostart: true,
+            machine: Ok(machine()),
+            mark: None,
+            mirrors: BTreeMap::new(),
+            blocks: Fact::Known(
+                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { capacity_bytes: SIZE, job: None })).collect(),
+            ),
+            libvirt_version: MIN_LIBVIRT,
+            qemu_version: Version(7, 2, 0),
+            shutdown_by: None,
+        };
+        let relay = RelaySeen { instance: "r1".into(), pid: 200, memory_bytes: 128 << 20, exports: BTreeMap::new() };
+        Self {
+            order: order(want, 1),
+            status: BlockCopyStatus::default(),
+            memory: None,
+            domain,
+            relay: Some(relay),
+            qemu: 100,
+            alive: BTreeSet::from([100, 200]),
+            stranger: None,
+            orphans: vec![],
+            comparison: ComparisonSeen::Equal { blake3: "h".into() },
+            comparisons: BTreeMap::new(),
+            seconds: 1_000_000,
+            done: vec![],
+            obeys: true,
+            trouble: None,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(jiff::Timestamp::from_second(self.seconds).unwrap())
+    }
+
+    fn seen(&mut self) -> Seen {
+        let running = matches!(self.domain.power, Power::Running | Power::Paused | Power::ShuttingDown);
+        let mut holders: Vec<Holder> = self.stranger.iter().cloned().collect();
+        if running {
+            holders.push(Holder { process: process(self.qemu), command: "qemu-system-x86".into(), qemu: true });
+        }
+        let processes = ProcessesSeen {
+            holders: DEVICES.iter().map(|d| ((*d).to_owned(), holders.clone())).collect(),
+            alive: self.alive.iter().map(|pid| process(*pid)).collect(),
+            relay: self.relay.as_ref().map(|relay| process(relay.pid)),
+            orphan_sockets: self.orphans.clone(),
+        };
+        Seen {
+            found: Fact::Known(Found::One(Box::new(self.domain.clone()))),
+            memory: Fact::Known(self.memory.clone()),
+            relay: self.relay.clone().map_or(Fact::Unknown("connection refused".into()), Fact::Known),
+            processes: Fact::Known(processes),
+            comparisons: self.comparisons.clone(),
+            trouble: self.trouble.take(),
+        }
+    }
+
+    fn decide(&mut self, spoil: impl FnOnce(&mut Seen)) -> Decision {
+        let mut seen = self.seen();
+        spoil(&mut seen);
+        decide(&self.order, &self.status, &seen, &self.now())
+    }
+
+    fn record(&mut self, decision: &Decision) {
+        self.status = decision.status.clone();
+        match &decision.memory {
+            MemoryChange::Keep => {}
+            MemoryChange::Create(memory) | MemoryChange::Write(memory) => self.memory = Some((**memory).clone()),
+        }
+    }
+
+    fn turn(&mut self) -> Decision {
+        self.seconds += 1;
+        let decision = self.decide(|_| {});
+        self.record(&decision);
+        for effect in decision.effects.clone() {
+            self.apply(effect);
+        }
+        decision
+    }
+
+    fn turns(&mut self, count: usize) {
+        for _ in 0..count {
+            self.turn();
+        }
+    }
+
+    fn reason(&self) -> &str {
+        self.status.problem.as_ref().map_or("", |problem| problem.reason.as_str())
+    }
+
+    fn job(&mut self, device: &str, job: Option<JobSeen>) {
+        if let Fact::Known(blocks) = &mut self.domain.blocks {
+            blocks.get_mut(device).unwrap().job = job;
+        }
+    }
+
+    fn end_mirrors(&mut self) {
+        self.domain.mirrors.clear();
+        for device in DEVICES {
+            self.job(device, None);
+        }
+        for export in self.relay.iter_mut().flat_map(|relay| relay.exports.values_mut()) {
+            export.connected = false;
+        }
+    }
+
+    fn copied(&mut self) {
+        for device in DEVICES {
+            self.job(device, Some(JobSeen { cur: SIZE, end: SIZE, bandwidth_bytes_s: 1 << 30 }));
+            self.domain.mirrors.get_mut(device).unwrap().ready = true;
+        }
+    }
+
+    fn power_off(&mut self) {
+        self.end_mirrors();
+        self.domain.power = Power::Off { orderly: true };
+        self.domain.state_word = "shut off".into();
+        self.domain.id = None;
+        self.alive.remove(&self.qemu);
+    }
+
+    fn power_on(&mut self) {
+        self.domain.power = Power::Running;
+        self.domain.state_word = "running".into();
+        self.domain.id = Some(2);
+        self.qemu += 1;
+        self.alive.insert(self.qemu);
+    }
+
+    fn new_relay(&mut self) {
+        self.end_mirrors();
+        if let Some(old) = self.relay.take() {
+            self.alive.remove(&old.pid);
+        }
+        let pid = 300;
+        self.alive.insert(pid);
+        self.relay = Some(RelaySeen { instance: "r2".into(), pid, memory_bytes: 128 << 20, exports: BTreeMap::new() });
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        self.done.push(effect.clone());
+        match effect {
+            Effect::WriteMark(mark) => self.domain.mark = Some(mark),
+            Effect::RemoveMark => self.domain.mark = None,
+            Effect::SetAutostart(autostart) => self.domain.autostart = autostart,
+            Effect::OpenExport { disk, .. } => {
+                let export = ExportSeen { size_bytes: disk.size_bytes, ..ExportSeen::default() };
+                self.relay.as_mut().unwrap().exports.insert(disk.device, export);
+            }
+            Effect::CloseExport { device, .. } => {
+                self.relay.as_mut().unwrap().exports.remove(&device);
+                self.domain.mirrors.remove(&device);
+                self.job(&device, None);
+            }
+            Effect::StartMirror { device, bandwidth_bytes_s } => {
+                self.relay.as_mut().unwrap().exports.get_mut(&device).unwrap().connected = true;
+                self.job(&device, Some(JobSeen { cur: 0, end: 1, bandwidth_bytes_s }));
+                self.domain.mirrors.insert(device, MirrorSeen { ours: true, ready: false });
+            }
+            Effect::SetSpeed { .. } => {}
+            Effect::AbortMirror { device } => {
+                self.domain.mirrors.remove(&device);
+                self.job(&device, None);
+            }
+            Effect::EndRelay { process, .. } => {
+                assert_eq!(process.pid, self.relay.as_ref().unwrap().pid);
+                self.new_relay();
+            }
+            Effect::Compare { disk, .. } => {
+                assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
+                self.comparisons.insert(disk.device, self.comparison.clone());
+            }
+            Effect::Shutdown => {
+                assert!(!self.domain.autostart, "shut down with autostart on");
+                if self.obeys {
+                    self.domain.shutdown_by = Some(ShutdownBy::Guest);
+                    self.power_off();
+                }
+            }
+            Effect::Start => self.power_on(),
+            Effect::DeleteClaim => self.memory = None,
+        }
+    }
+
+    fn shutdowns(&self) -> usize {
+        self.done.iter().filter(|effect| **effect == Effect::Shutdown).count()
+    }
+
+    /// A host whose mirror is in sync.
+    fn in_sync() -> Self {
+        let mut host = Self::new(Want::Mirror);
+        host.turns(4);
+        assert_eq!(host.status.reached, Some(Want::Mirror), "{:?}", host.status.problem);
+        host.copied();
+        host.turn();
+        assert_eq!(host.status.in_sync, Tri::Yes, "{:?}", host.status);
+        host
+    }
+
+    /// A host that was told to quiesce and has done so.
+    fn quiesced() -> Self {
+        let mut host = Self::in_sync();
+        host.want(Want::Quiesce);
+        host.turns(10);
+        assert_eq!(host.status.reached, Some(Want::Quiesce), "{:?} {:?}", host.status.problem, host.status.quiesce);
+        host
+    }
+
+    fn want(&mut self, want: Want) {
+        self.order = order(want, self.order.epoch + 1);
+    }
+}
+
+#[test]
+fn inspect_claims_and_reports_and_changes_nothing_else() {
+    let mut host = Host::new(Want::Inspect);
+    host.turns(3);
+    assert_eq!(host.status.reached, Some(Want::Inspect));
+    assert_eq!(host.status.machine, Some(machine()));
+    assert_eq!(host.memory.as_ref().unwrap().claim, claim_of("a"));
+    assert!(
+        host.done.iter().all(|effect| matches!(effect, Effect::WriteMark(mark) if mark.state == MarkState::Claimed))
+    );
+    assert_eq!(host.done.len(), 1, "the mark is written once");
+}
+
+#[test]
+fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
+    type Spoil = fn(&mut Host, &mut Seen);
+    let cases: [(&str, Want, Spoil); 13] = [
+        ("HypervisorUnreachable", Want::Mirror, |_, seen| seen.found = Fact::Unknown("refused".into())),
+        ("NotFound", Want::Inspect, |_, seen| seen.found = Fact::Known(Found::None { seen_names: vec!["db".into()] })),
+        ("AmbiguousHostname", Want::Inspect, |_, seen| {
+            seen.found = Fact::Known(Found::Several { names: vec!["web".into(), "web-old".into()] });
+        }),
+        ("ClaimUnreadable", Want::Mirror, |_, seen| seen.memory = Fact::Unknown("spoilt".into())),
+        ("AlreadyClaimed", Want::Mirror, |_, seen| seen.memory = Fact::Known(Some(Memory::new(claim_of("b"), 9)))),
+        ("StaleOrder", Want::Mirror, |_, seen| seen.memory = Fact::Known(Some(Memory::new(claim_of("a"), 9)))),
+        ("VersionTooOld", Want::Mirror, |_, seen| domain(seen).libvirt_version = Version(7, 9, 9)),
+        ("SourceNotRunning", Want::Mirror, |_, seen| domain(seen).power = Power::Off { orderly: true }),
+        ("SourceChanged", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 512),
+        ("SourceChanged", Want::Mirror, |_, seen| drop(domain(seen).machine.as_mut().unwrap().disks.pop())),
+        ("UnsupportedMachine", Want::Mirror, |_, seen| {
+            domain(seen).machine.as_mut().unwrap().on_poweroff = "restart".into()
+        }),
+        ("UnsupportedMachine", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().persistent = false),
+        ("RelayUnreachable", Want::Mirror, |_, seen| seen.relay = Fact::Unknown("refused".into())),
+    ];
+    for (reason, want, spoil) in cases {
+        let mut host = Host::new(Want::Inspect);
+        host.turns(2);
+        host.want(want);
+        let mut seen = host.seen();
+        spoil(&mut host, &mut seen);
+        let decision = decide(&host.order, &host.status, &seen, &host.now());
+        assert_eq!(decision.status.problem.unwrap().reason, reason);
+        assert_eq!(decision.status.reached, None, "{reason}");
+        let harmless = |effect: &Effect| matches!(effect, Effect::WriteMark(mark) if mark.state == MarkState::Claimed);
+        assert!(decision.effects.iter().all(harmless), "{reason}: {:?}", decision.effects);
+    }
+}
+
+fn domain(seen: &mut Seen) -> &mut DomainSeen {
+    match &mut seen.found {
+        Fact::Known(Found::One(domain)) => domain,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_machine_claimed_by_another_is_refused_by_its_name_even_after_the_host_lost_its_files() {
+    let mut host = Host::new(Want::Inspect);
+    host.domain.mark =
+        Some(Mark { claim: claim_of("b"), epoch: 1, state: MarkState::Cutover, autostart_was: Some(true) });
+    let decision = host.turn();
+    assert_eq!(host.reason(), "AlreadyClaimed");
+    assert!(host.status.problem.unwrap().message.contains("shop/web-b"));
+    assert_eq!((decision.memory, decision.effects), (MemoryChange::Keep, vec![]));
+}
+
+#[test]
+fn the_target_is_dirty_before_the_first_byte_and_fresh_only_once() {
+    let mut host = Host::new(Want::Mirror);
+    host.turn();
+    let decision = host.turn();
+    let fresh = |decision: &Decision| -> Vec<bool> {
+        let opens = decision
+            .effects
+            .iter()
+            .filter_map(|e| if let Effect::OpenExport { fresh, .. } = e { Some(*fresh) } else { None });
+        opens.collect()
+    };
+    assert_eq!(fresh(&decision), [true, true]);
+    assert!(decision.status.disks.iter().all(|disk| !disk.dirtied), "an export that was only opened is still fresh");
+    // The driver dies between recording and doing.
+    host.seconds += 1;
+    let lost = host.decide(|_| {});
+    assert!(lost.effects.iter().any(|effect| matches!(effect, Effect::StartMirror { .. })));
+    assert!(lost.status.disks.iter().all(|disk| disk.dirtied), "recorded with the same turn, so before QEMU is told");
+    host.record(&lost);
+    host.done.clear();
+    host.turns(8);
+    // Claim file and report each remember it alone.
+    host.memory.as_mut().unwrap().dirtied.clear();
+    host.new_relay();
+    host.turns(8);
+    let opens = host.done.iter().filter(|effect| matches!(effect, Effect::OpenExport { .. }));
+    assert_eq!(opens.count(), 4);
+    assert!(host.done.iter().all(|effect| !matches!(effect, Effect::OpenExport { fresh: true, .. })));
+}
+
+#[test]
+fn in_sync_needs_every_part_of_it() {
+    let spoils: [(&str, fn(&mut Seen), Tri); 9] = [
+        ("ready", |seen| domain(seen).mirrors.get_mut("vdb").unwrap().ready = false, Tri::No),
+        ("mirror", |seen| drop(domain(seen).mirrors.remove("vdb")), Tri::No),
+        ("export", |seen| relay(seen).exports.get_mut("vda").unwrap().broken = Some("EIO".into()), Tri::No),
+        ("connection", |seen| relay(seen).exports.get_mut("vda").unwrap().connected = false, Tri::No),
+        ("instance", |seen| relay(seen).instance = "r9".into(), Tri::No),
+        ("backlog", |seen| relay(seen).exports.get_mut("vda").unwrap().backlog_bytes = 100 << 20, Tri::No),
+        ("relay", |seen| seen.relay = Fact::Unknown("x".into()), Tri::Unknown),
+        ("monitor", |seen| domain(seen).blocks = Fact::Unknown("x".into()), Tri::Unknown),
+        ("libvirt", |seen| seen.found = Fact::Unknown("x".into()), Tri::Unknown),
+    ];
+    for (what, spoil, expected) in spoils {
+        let mut host = Host::in_sync();
+        let decision = host.decide(spoil);
+        assert_eq!(decision.status.in_sync, expected, "{what}");
+    }
+    let mut host = Host::in_sync();
+    host.relay.as_mut().unwrap().exports.get_mut("vda").unwrap().drain_rate_bytes_s = 8 << 20;
+    let busy = host.decide(|seen| {
+        relay(seen).exports.get_mut("vda").unwrap().backlog_bytes = 100 << 20;
+        let Fact::Known(blocks) = &mut domain(seen).blocks else { panic!() };
+        blocks.get_mut("vda").unwrap().job.as_mut().unwrap().end += 1 << 20;
+    });
+    assert_eq!(busy.status.in_sync, Tri::Yes, "a busy guest has writes in flight and a backlog that drains in time");
+}
+
+fn relay(seen: &mut Seen) -> &mut RelaySeen {
+    match &mut seen.relay {
+        Fact::Known(relay) => relay,
+        Fact::Unknown(why) => panic!("{why}"),
+    }
+}
+
+#[test]
+fn ready_alone_is_not_in_sync() {
+    let mut host = Host::new(Want::Mirror);
+    host.turns(4);
+    host.copied();
+    host.job("vdb", Some(JobSeen { cur: SIZE - 1, end: SIZE, bandwidth_bytes_s: 1 << 30 }));
+    host.turn();
+    assert_eq!(host.status.in_sync, Tri::No);
+    assert!(host.status.disks.iter().all(|disk| disk.state == MirrorState::Ready));
+}
+
+#[test]
+fn a_broken_copy_is_void_as_a_whole_and_starts_again_after_a_pause() {
+    let breaks: [(&str, fn(&mut Host)); 3] = [
+        ("a new relay", Host::new_relay),
+        ("one mirror gone", |host| {
+            host.domain.mirrors.remove("vdb");
+            host.job("vdb", None);
+        }),
+        ("an export broken", |host| {
+            host.relay.as_mut().unwrap().exports.get_mut("vda").unwrap().broken = Some("stalled".into());
+        }),
+    ];
+    for (what, break_it) in breaks {
+        let mut host = Host::in_sync();
+        break_it(&mut host);
+        host.turn();
+        assert_eq!((host.reason(), host.status.in_sync), ("CopyBroken", Tri::No), "{what}");
+        assert_eq!(host.status.restarts, 1, "{what}");
+        host.turns(6);
+        host.copied();
+        host.turn();
+        assert_eq!((host.reason(), host.status.in_sync, host.status.restarts), ("", Tri::Yes, 1), "{what}");
+        assert_eq!(host.domain.power, Power::Running);
+        assert_eq!(host.shutdowns(), 0);
+    }
+}
+
+#[test]
+fn a_new_driver_goes_on_with_the_mirror_that_it_finds() {
+    let mut host = Host::in_sync();
+    let starts = host.done.len();
+    host.turns(5);
+    assert_eq!(host.done[starts..], [], "nothing is started again");
+    assert_eq!(host.status.restarts, 0);
+}
+
+#[test]
+fn quiesce_proves_everything_in_order() {
+    let host = Host::quiesced();
+    let quiesce = host.status.quiesce.as_ref().unwrap();
+    assert_eq!(quiesce.how, Some(HowOff::Clean));
+    let times = [
+        &quiesce.marked_at,
+        &quiesce.shutdown_requested_at,
+        &quiesce.off_by_libvirt_at,
+        &quiesce.off_by_host_at,
+        &quiesce.drained_at,
+        &quiesce.writers_gone_at,
+        &quiesce.equal_at,
+    ];
+    let times: Vec<_> = times.into_iter().map(|time| time.as_ref().unwrap().0).collect();
+    assert!(times.is_sorted());
+    assert_eq!(quiesce.blake3, ["h", "h"]);
+    assert_eq!(host.shutdowns(), 1);
+    assert!(!host.domain.autostart);
+    assert_eq!(host.domain.mark.unwrap().state, MarkState::Cutover);
+}
+
+/// In any state on the way, no fact that is unknown leads to a shutdown, a start, a proof, or to giving anything up.
+#[test]
+fn unknown_never_moves_anything_forward() {
+    let spoils: [fn(&mut Seen); 5] = [
+        |seen| seen.found = Fact::Unknown("x".into()),
+        |seen| seen.memory = Fact::Unknown("x".into()),
+        |seen| seen.relay = Fact::Unknown("x".into()),
+        |seen| seen.processes = Fact::Unknown("x".into()),
+        |seen| {
+            if let Fact::Known(Found::One(domain)) = &mut seen.found {
+                domain.blocks = Fact::Unknown("x".into());
+            }
+        },
+    ];
+    for last in [Want::Quiesce, Want::Release] {
+        let mut host = Host::in_sync();
+        for step in 0..24 {
+            for (index, spoil) in spoils.iter().enumerate() {
+                let before = host.status.clone();
+                let decision = host.decide(spoil);
+                let what = format!("{last:?}, step {step}, spoil {index}");
+                let gone_too_far = |effect: &Effect| match effect {
+                    Effect::Shutdown => before.quiesce.as_ref().is_none_or(|q| q.shutdown_requested_at.is_none()),
+                    Effect::StartMirror { .. } => true,
+                    // Starting the source again needs libvirt and the claim alone.
+                    Effect::Start | Effect::DeleteClaim => index < 2,
+                    _ => false,
+                };
+                assert!(!decision.effects.iter().any(gone_too_far), "{what}: {:?}", decision.effects);
+                let times =
+                    |status: &BlockCopyStatus| status.quiesce.clone().map(|q| (q.off_by_host_at, q.writers_gone_at));
+                if index == 3 && times(&before).is_some_and(|(off, _)| off.is_none()) {
+                    assert!(
+                        times(&decision.status).is_none_or(|(off, gone)| off.is_none() && gone.is_none()),
+                        "{what}"
+                    );
+                }
+                if index != 2 && index != 4 && !host.status.reached.is_some_and(|reached| reached == Want::Release) {
+                    assert_ne!(decision.status.reached, Some(Want::Quiesce), "{what}");
+                }
+            }
+            if step == 0 {
+                host.want(Want::Quiesce);
+            }
+            if step == 12 {
+                host.want(last);
+            }
+            host.turn();
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_ignores_the_power_button_runs_on_as_before() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(60);
+    assert!((4..=7).contains(&host.shutdowns()), "repeated every ten seconds: {}", host.shutdowns());
+    host.turns(80);
+    assert_eq!(host.reason(), "ShutdownTimedOut");
+    let shutdowns = host.shutdowns();
+    host.turns(200);
+    assert_eq!(host.shutdowns(), shutdowns, "not tried again under this order");
+    assert_eq!(host.reason(), "ShutdownTimedOut");
+    assert!(host.domain.autostart, "restored");
+    assert_eq!(host.domain.mark.as_ref().unwrap().state, MarkState::Claimed);
+    assert_eq!(host.status.in_sync, Tri::Yes, "the mirror goes on");
+    host.obeys = true;
+    host.want(Want::Quiesce);
+    host.turns(10);
+    assert_eq!(host.status.reached, Some(Want::Quiesce));
+}
+
+#[test]
+fn a_mirror_that_breaks_before_the_guest_is_off_calls_the_shutdown_off() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(4);
+    assert_eq!(host.shutdowns(), 1);
+    host.new_relay();
+    host.turns(4);
+    assert_eq!(host.reason(), "NotInSync");
+    assert!(host.domain.autostart);
+    assert_eq!(host.status.reached, None);
+}
+
+#[test]
+fn an_order_that_comes_while_not_in_sync_waits_a_little_and_then_lapses() {
+    let mut host = Host::new(Want::Mirror);
+    host.turns(4);
+    host.want(Want::Quiesce);
+    host.turns(40);
+    assert_eq!(host.reason(), "NotInSync");
+    host.copied();
+    host.turns(20);
+    assert_eq!(host.shutdowns(), 0, "the hour of that order is over");
+    host.want(Want::Quiesce);
+    host.turns(10);
+    assert_eq!(host.status.reached, Some(Want::Quiesce));
+}
+
+#[test]
+fn off_is_not_proven_while_anything_holds_a_disk_or_could_bring_the_guest_back() {
+    let spoils: [(&str, fn(&mut Host), fn(&mut Host)); 4] = [
+        (
+            "a stranger",
+            |host| host.stranger = Some(Holder { process: process(7), command: "backup".into(), qemu: false }),
+            |host| host.stranger = None,
+        ),
+        ("a saved image", |host| host.domain.managed_save = true, |host| host.domain.managed_save = false),
+        (
+            "a QEMU that lingers",
+            |host| assert!(host.alive.insert(host.qemu)),
+            |host| assert!(host.alive.remove(&host.qemu)),
+        ),
+        (
+            "holders never seen",
+            |host| host.memory.as_mut().unwrap().holders.clear(),
+            |host| {
+                let qemu = BTreeSet::from([process(host.qemu)]);
+                host.memory.as_mut().unwrap().holders =
+                    DEVICES.iter().map(|d| ((*d).to_owned(), qemu.clone())).collect();
+            },
+        ),
+    ];
+    for (what, spoil, mend) in spoils {
+        let mut host = Host::in_sync();
+        host.want(Want::Quiesce);
+        while host.shutdowns() == 0 {
+            host.turn();
+        }
+        spoil(&mut host);
+        host.turns(20);
+        assert_eq!((host.reason(), host.status.reached), ("OffNotProven", None), "{what}");
+        assert!(
+            !host.done.iter().any(|effect| matches!(effect, Effect::EndRelay { .. } | Effect::Compare { .. })),
+            "{what}"
+        );
+        mend(&mut host);
+        host.turns(10);
+        assert_eq!(host.status.reached, Some(Want::Quiesce), "{what}");
+    }
+}
+
+#[test]
+fn a_backlog_lost_after_power_off_is_never_equal() {
+    let mut host = Host::in_sync();
+    host.want(Want::Quiesce);
+    while host.shutdowns() == 0 {
+        host.turn();
+    }
+    for export in host.relay.as_mut().unwrap().exports.values_mut() {
+        export.backlog_bytes = 1 << 20;
+    }
+    host.turns(10);
+    assert_eq!(host.status.disks[0].state, MirrorState::Draining);
+    host.new_relay();
+    host.turns(10);
+    assert_eq!((host.reason(), host.status.reached), ("NotInSync", None));
+    host.want(Want::Release);
+    host.turns(10);
+    assert_eq!((host.domain.power, host.status.reached), (Power::Running, Some(Want::Release)));
+}
+
+#[test]
+fn writers_are_gone_only_with_their_last_socket_and_difference_is_an_alarm() {
+    let mut host = Host::in_sync();
+    host.orphans = vec!["192.0.2.1 in state 04".into()];
+    host.comparison = ComparisonSeen::Different { first_difference_offset: 4096 };
+    host.want(Want::Quiesce);
+    host.turns(10);
+    assert_eq!((host.reason(), host.comparisons.len()), ("WritersNotGone", 0));
+    host.orphans.clear();
+    host.turns(3);
+    assert_eq!((host.reason(), host.status.reached), ("NotEqual", None));
+    assert!(host.status.problem.unwrap().message.contains("4096"));
+}
+
+#[test]
+fn a_shutdown_that_the_guest_did_not_do_is_unclear() {
+    for by in [Some(ShutdownBy::Host), None] {
+        let mut host = Host::in_sync();
+        host.obeys = false;
+        host.want(Want::Quiesce);
+        host.turns(4);
+        host.domain.shutdown_by = by;
+        host.power_off();
+        host.turns(12);
+        assert_eq!(host.status.reached, Some(Want::Quiesce));
+        assert_eq!(host.status.quiesce.unwrap().how, Some(HowOff::Unclear), "{by:?}");
+    }
+}
+
+#[test]
+fn a_source_started_by_somebody_voids_every_proof() {
+    let mut host = Host::quiesced();
+    host.power_on();
+    host.turns(3);
+    assert_eq!((host.reason(), host.status.reached), ("SourceStartedAgain", None));
+    let quiesce = host.status.quiesce.clone().unwrap();
+    assert_eq!((quiesce.off_by_libvirt_at, quiesce.off_by_host_at, quiesce.equal_at), (None, None, None));
+    host.turns(200);
+    assert_eq!(host.shutdowns(), 1);
+}
+
+#[test]
+fn release_gives_everything_back_wherever_it_finds_it() {
+    for turns in 0..16 {
+        let mut host = Host::in_sync();
+        host.want(Want::Quiesce);
+        host.turns(turns);
+        host.want(Want::Release);
+        host.turns(12);
+        assert_eq!(host.status.reached, Some(Want::Release), "after {turns}: {:?}", host.status.problem);
+        assert_eq!((host.domain.power, host.domain.autostart), (Power::Running, true), "after {turns}");
+        assert_eq!((&host.domain.mark, &host.memory), (&None, &None), "after {turns}");
+        assert!(host.domain.mirrors.is_empty());
+        // Somebody shuts it down a moment later: that is theirs.
+        host.power_off();
+        host.turns(5);
+        assert!(matches!(host.domain.power, Power::Off { .. }));
+    }
+}
+
+#[test]
+fn release_of_what_was_never_ours_touches_nothing() {
+    for (memory, mark) in [(None, None), (Some(Memory::new(claim_of("b"), 1)), None), (None, Some(MarkState::Migrated))]
+    {
+        let mut host = Host::new(Want::Release);
+        host.memory = memory;
+        host.domain.mark = mark.map(|state| Mark { claim: claim_of("b"), epoch: 1, state, autostart_was: None });
+        host.turns(3);
+        assert_eq!((host.status.reached, host.done.len()), (Some(Want::Release), 0));
+    }
+}
+
+#[test]
+fn after_the_host_lost_its_files_release_still_restores_from_the_mark() {
+    let mut host = Host::quiesced();
+    host.memory = None;
+    host.want(Want::Release);
+    host.turns(10);
+    assert_eq!((host.status.reached, host.domain.autostart), (Some(Want::Release), true));
+    assert_eq!(host.domain.power, Power::Running);
+}
+
+#[test]
+fn a_retired_machine_is_never_copied_or_started_again() {
+    let mut host = Host::quiesced();
+    host.want(Want::Retire);
+    host.turns(6);
+    assert_eq!(host.status.reached, Some(Want::Retire), "{:?}", host.status.problem);
+    assert_eq!((host.domain.autostart, host.memory.is_none()), (false, true));
+    let done = host.done.len();
+    // The migration is deleted and made again, by others.
+    host.status = BlockCopyStatus::default();
+    for (want, reached, reason) in [
+        (Want::Inspect, Some(Want::Inspect), ""),
+        (Want::Mirror, None, "AlreadyMigrated"),
+        (Want::Quiesce, None, "AlreadyMigrated"),
+        (Want::Release, Some(Want::Release), ""),
+    ] {
+        host.want(want);
+        host.order.claim = claim_of("c");
+        host.turns(3);
+        assert_eq!((host.status.reached, host.reason()), (reached, reason), "{want:?}");
+        assert!(host.status.domain.as_ref().unwrap().migrated);
+    }
+    assert_eq!(host.done.len(), done);
+}
+
+#[test]
+fn retire_never_shuts_a_running_source_down() {
+    let mut host = Host::quiesced();
+    host.power_on();
+    host.want(Want::Retire);
+    host.turns(3);
+    assert_eq!((host.reason(), host.status.reached, host.shutdowns()), ("SourceRunning", None, 1));
+}
+
+/// The driver dies between recording and doing, at every turn; the next one comes to the same end.
+#[test]
+fn a_driver_may_die_between_recording_and_doing() {
+    for lost in 0..12 {
+        let mut host = Host::in_sync();
+        host.want(Want::Quiesce);
+        for step in 0..60 {
+            if step == lost {
+                host.seconds += 1;
+                let decision = host.decide(|_| {});
+                host.record(&decision);
+                host.comparisons.clear();
+            } else {
+                host.turn();
+            }
+        }
+        assert_eq!(host.status.reached, Some(Want::Quiesce), "lost {lost}: {:?}", host.status.problem);
+    }
+}

@@ -1,0 +1,244 @@
+//! The driver: observe, decide, record, act, over and over, for one migration.
+//!
+//! What to do is decided by [`crate::flow::copy`], from what [`observe`] saw; it is recorded in report and claim file before [`act`] does
+//! it. The driver may be killed at any line: the mirror lives in QEMU and the relay, and the next driver goes on from what it finds.
+
+mod act;
+mod claim;
+mod observe;
+mod order;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::api::BlockCopyStatus;
+use crate::api::block_copy::Want;
+use crate::api::common::Time;
+use crate::edge::libvirt::Libvirt;
+use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MemoryChange, Seen, decide};
+use crate::host::relay::{NBD_SOCKET, RelayClient};
+use order::{Files, Kubernetes, Order, Orders};
+
+/// Command line of the driver.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DriverArgs {
+    /// File with the order (a BlockCopySpec as JSON), read again in each turn.
+    #[arg(long, requires = "status", conflicts_with_all = ["namespace", "block_copy"])]
+    pub order: Option<PathBuf>,
+    /// File for the report (a BlockCopyStatus as JSON).
+    #[arg(long, requires = "order")]
+    pub status: Option<PathBuf>,
+    /// Namespace of the BlockCopy.
+    #[arg(long, requires = "block_copy", required_unless_present = "order")]
+    pub namespace: Option<String>,
+    /// Name of the BlockCopy.
+    #[arg(long, requires = "namespace")]
+    pub block_copy: Option<String>,
+    /// The relay's own directory, as given to `drover host relay`. Absent: the order's run directory.
+    #[arg(long)]
+    pub relay_directory: Option<PathBuf>,
+}
+
+/// Why the driver cannot even begin. Everything later is a problem in the report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the driver's orders cannot be reached")]
+    Orders(#[from] order::Error),
+    #[error("neither order files nor a BlockCopy were named")]
+    NoOrders,
+}
+
+/// The report is written at least this often while the driver runs (the contract allows 10 s).
+const REPORT_EVERY: Duration = Duration::from_secs(3);
+/// Most time that the source of orders may take.
+const ORDERS_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause while there is no order.
+const WITHOUT_ORDER: Duration = Duration::from_secs(1);
+
+/// Serves one migration until its order `Release` or `Retire` is carried out.
+pub async fn run(args: DriverArgs) -> Result<(), Error> {
+    let mut orders: Box<dyn Orders> = match args.clone() {
+        DriverArgs { order: Some(order), status: Some(status), .. } => Box::new(Files { order, status }),
+        DriverArgs { namespace: Some(namespace), block_copy: Some(name), .. } => {
+            Box::new(Kubernetes::connect(&namespace, &name).await?)
+        }
+        _ => return Err(Error::NoOrders),
+    };
+    let first = loop {
+        match read(orders.as_mut()).await {
+            Ok(order) => break order,
+            Err(why) => tracing::warn!(why, "no order yet"),
+        }
+        tokio::time::sleep(WITHOUT_ORDER).await;
+    };
+    let mut driver = Driver::new(&args, &first);
+    // Held until the process ends.
+    let _only_driver = loop {
+        match driver.claims.lock(&first.spec.claim.uid) {
+            Ok(lock) => break lock,
+            Err(err) => tracing::warn!(why = chain(&err), "waiting"),
+        }
+        tokio::time::sleep(WITHOUT_ORDER).await;
+    };
+    let mut order = first;
+    loop {
+        let fresh = match read(orders.as_mut()).await {
+            Ok(read) => {
+                order = read;
+                true
+            }
+            Err(why) => {
+                tracing::warn!(why, "the order could not be read; only the pace is kept");
+                false
+            }
+        };
+        let (wake, finished) = driver.turn(orders.as_mut(), &order, fresh).await;
+        if finished {
+            return Ok(());
+        }
+        tokio::time::sleep(wake).await;
+    }
+}
+
+async fn read(orders: &mut dyn Orders) -> Result<Order, String> {
+    match tokio::time::timeout(ORDERS_DEADLINE, orders.read()).await {
+        Ok(order) => order.map_err(|err| chain(&err)),
+        Err(_) => Err(format!("no answer within {} s", ORDERS_DEADLINE.as_secs())),
+    }
+}
+
+/// What a driver keeps from turn to turn; all of it may be lost.
+struct Driver {
+    libvirt: Arc<Libvirt>,
+    relay: RelayClient,
+    relay_directory: PathBuf,
+    claims: claim::Claims,
+    comparisons: act::Comparisons,
+    holders: Option<(Instant, BTreeMap<String, Vec<Holder>>)>,
+    /// What went wrong in the last turn's effects.
+    trouble: Option<String>,
+    reported_at: Option<Instant>,
+}
+
+impl Driver {
+    fn new(args: &DriverArgs, order: &Order) -> Self {
+        let run_directory = PathBuf::from(&order.spec.run_directory);
+        let relay_directory = args.relay_directory.clone().unwrap_or_else(|| run_directory.clone());
+        Self {
+            libvirt: Libvirt::new(&order.spec.libvirt_uri),
+            relay: RelayClient::new(&relay_directory),
+            relay_directory,
+            claims: claim::Claims::new(&run_directory),
+            comparisons: act::Comparisons::default(),
+            holders: None,
+            trouble: None,
+            reported_at: None,
+        }
+    }
+
+    fn nbd_socket(&self) -> PathBuf {
+        self.relay_directory.join(NBD_SOCKET)
+    }
+
+    /// One turn. `fresh`: the order is as it is now; if not, nothing is done that would have to be recorded.
+    /// Returns how long to wait, and whether the order was carried out to its end.
+    async fn turn(&mut self, orders: &mut dyn Orders, order: &Order, fresh: bool) -> (Duration, bool) {
+        if order.spec.want != Want::Quiesce {
+            self.comparisons.clear();
+        }
+        let seen = observe::observe(self, order).await;
+        let now = Time(Timestamp::now());
+        let mut decision = decide(&order.spec, &order.status, &seen, &now);
+        decision.status.observed_generation = order.generation;
+        let proven = decision.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.writers_gone_at.is_some());
+        if !proven {
+            self.comparisons.clear();
+        }
+        let uuid = uuid(&seen, order);
+        let recorded = fresh && self.record(orders, order, &decision, uuid.as_deref()).await;
+        let Decision { status, mut effects, wake, .. } = decision;
+        if !recorded {
+            effects.retain(Effect::needs_no_record);
+        }
+        if let Some(uuid) = uuid {
+            self.trouble = act::act(self, &uuid, effects).await;
+        }
+        let finished = recorded
+            && matches!(status.reached, Some(Want::Release | Want::Retire))
+            && status.reached == Some(order.spec.want);
+        (wake, finished)
+    }
+
+    /// Writes down what is about to be done. False: it could not be, so it must not be done.
+    async fn record(
+        &mut self,
+        orders: &mut dyn Orders,
+        order: &Order,
+        decision: &Decision,
+        uuid: Option<&str>,
+    ) -> bool {
+        let kept = match (&decision.memory, uuid) {
+            (MemoryChange::Keep, _) => Ok(()),
+            (MemoryChange::Create(memory), Some(uuid)) => self.claims.create(uuid, memory),
+            (MemoryChange::Write(memory), Some(uuid)) => self.claims.write(uuid, memory),
+            (MemoryChange::Create(_) | MemoryChange::Write(_), None) => Ok(()),
+        };
+        if let Err(err) = kept {
+            tracing::warn!(why = chain(&err), "the claim was not written");
+            self.trouble = Some(chain(&err));
+            return false;
+        }
+        let due = self.reported_at.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
+        let acts = decision.effects.iter().any(|effect| !effect.needs_no_record());
+        if !due && !acts && without_progress(&order.status) == without_progress(&decision.status) {
+            return true;
+        }
+        match tokio::time::timeout(ORDERS_DEADLINE, orders.record(&decision.status)).await {
+            Ok(Ok(())) => {
+                self.reported_at = Some(Instant::now());
+                true
+            }
+            Ok(Err(err)) => {
+                tracing::warn!(why = chain(&err), "the report was not written");
+                false
+            }
+            Err(_) => {
+                tracing::warn!("the report was not written in time");
+                false
+            }
+        }
+    }
+}
+
+/// The report without the figures that change all the time: they alone are no reason to write it at once.
+fn without_progress(status: &BlockCopyStatus) -> BlockCopyStatus {
+    let mut status = status.clone();
+    status.seen_at = None;
+    for disk in &mut status.disks {
+        (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s, disk.backlog_bytes) = (0, 0, 0, 0);
+    }
+    status
+}
+
+/// The domain that effects are meant for: the one that was found, or that the order names by uuid.
+fn uuid(seen: &Seen, order: &Order) -> Option<String> {
+    match &seen.found {
+        Fact::Known(Found::One(domain)) => Some(domain.uuid.clone()),
+        Fact::Known(Found::None { .. } | Found::Several { .. }) | Fact::Unknown(_) => {
+            order.spec.domain_uuid.clone().or_else(|| order.status.machine.as_ref().map(|machine| machine.uuid.clone()))
+        }
+    }
+}
+
+/// An error with everything that caused it, in one line.
+fn chain(err: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(err.source(), |cause| cause.source());
+    causes.fold(err.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
