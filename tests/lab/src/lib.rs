@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod git;
 pub mod guest;
 pub mod hypervisor;
+pub mod lab;
 pub mod libvirt;
 pub mod nfs;
 pub mod pipeline;

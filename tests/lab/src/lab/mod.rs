@@ -39,8 +39,8 @@ pub const SYSTEM: &str = "drover-system";
 pub const NODE: &str = "kvm1";
 /// Storage container.
 pub const CONTAINER: &str = "container-1";
-/// Subnet for the VLAN of the lab's guests.
-pub const VLAN: u16 = 10;
+/// The guests are untagged: QEMU's unprivileged network backends know no VLANs.
+pub const VLAN: u16 = 0;
 
 /// How a lab differs from the usual one.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Lab {
             export_root: nfs.root().to_owned(),
             container: CONTAINER.into(),
             cluster_name: "ahv1".into(),
-            subnets: vec![("vlan10".into(), VLAN)],
+            subnets: vec![("lan".into(), VLAN)],
             username: "drover".into(),
             password: "prism-password".into(),
             hypervisor: hypervisor.clone(),

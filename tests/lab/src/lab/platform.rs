@@ -49,7 +49,7 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> String {
                     "port": lab.throttle.as_ref().map_or(lab.nfs.port(), |throttle| throttle.port()),
                     "mountPort": lab.nfs.mount_port(),
                 },
-                "subnets": [{"vlan": VLAN, "subnet": "vlan10"}],
+                "subnets": [{"vlan": VLAN, "subnet": "lan"}],
                 "allowedNamespaces": [TEAM],
             },
         }),
