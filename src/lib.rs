@@ -24,6 +24,8 @@
 //! - **I6 Honest status.** Every wait shows its reason, since when, and what ends it. Unknown is never "no".
 //! - **I7 Least power.** The host side never sees Nutanix credentials; the controller never opens libvirt.
 
+// kube's printcolumn(type_ = "string") repeats by design; clippy takes it for a repeated attribute.
+#[allow(clippy::duplicated_attributes)]
 pub mod api;
 pub mod controller;
 pub mod edge;

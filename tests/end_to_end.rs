@@ -1,15 +1,15 @@
 //! Whole migrations on real parts: what a user does, and what must be true afterwards.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
+
 use std::path::Path;
 use std::time::Duration;
 
-use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
 use drover_lab::lab::{Lab, LabOptions, Outcome};
 use drover_lab::libvirt::{Domain, GuestSpec};
 
 const MINUTES: Duration = Duration::from_secs(240);
-const MIB: u64 = 1 << 20;
 
 async fn lab(options: LabOptions) -> (tempfile::TempDir, Lab) {
     let dir = tempfile::Builder::new().prefix("lab").tempdir().unwrap();

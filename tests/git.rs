@@ -1,5 +1,7 @@
 //! The git edge against git's own server.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
+
 use drover::edge::git::{Credentials, GitError, Publication, find, publish};
 use drover::render::terraform::HEADER;
 use drover_lab::git::{GitConfig, GitServer};

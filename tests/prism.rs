@@ -1,5 +1,7 @@
 //! The Prism edge against simulated Prism, which is itself held to the vendor's SDKs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
+
 use std::sync::Arc;
 
 use drover::edge::prism::{PowerState, PrismCentral, PrismElement, PrismError, TaskState};

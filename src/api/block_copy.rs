@@ -47,7 +47,7 @@ pub struct BlockCopySpec {
     #[schemars(length(min = 1, max = 1024))]
     pub libvirt_uri: String,
     /// Directory for the relay's sockets and the claim file, reachable by QEMU.
-    #[schemars(length(min = 1, max = 80))]
+    #[schemars(length(min = 1, max = 60))]
     pub run_directory: String,
     /// What is wanted.
     pub want: Want,

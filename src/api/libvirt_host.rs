@@ -29,14 +29,18 @@ pub struct LibvirtHostSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
     pub allowed_namespaces: Vec<String>,
-    /// Directory on the node that QEMU can reach; the relay's sockets live in it.
+    /// Directory on the node that QEMU can reach; the relay's sockets live in it. Short: the path of a Unix socket has at most 107 bytes.
     #[serde(default = "default_run_directory")]
-    #[schemars(length(min = 1, max = 80), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
+    #[schemars(length(min = 1, max = 60), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
     pub run_directory: String,
     /// Directory on the node with libvirt's sockets, mounted into the job.
     #[serde(default = "default_libvirt_directory")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = r"^/[A-Za-z0-9._/-]*$"))]
     pub libvirt_directory: String,
+    /// Directories on the node with the machines' disks: the host-side job sees these, read-only, and no others.
+    #[serde(default = "default_disk_directories")]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 1024), regex(pattern = r"^/[A-Za-z0-9._/-]*$")))]
+    pub disk_directories: Vec<String>,
     /// Limits on copying.
     #[serde(default)]
     pub limits: CopyLimits,
@@ -72,6 +76,10 @@ fn default_run_directory() -> String {
 
 fn default_libvirt_directory() -> String {
     "/run/libvirt".into()
+}
+
+fn default_disk_directories() -> Vec<String> {
+    vec!["/var/lib/libvirt/images".into()]
 }
 
 fn default_stall() -> u32 {

@@ -82,6 +82,7 @@ fn a_fit_machine_has_no_findings() {
 
 #[test]
 fn unfit_machines_are_found_before_anything_starts() {
+    #[allow(clippy::type_complexity)]
     let table: [(fn(&mut Machine), &str); 9] = [
         (|machine| machine.persistent = false, "TransientDomain"),
         (|machine| machine.on_poweroff = "restart".into(), "OnPoweroff"),

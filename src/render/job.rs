@@ -65,10 +65,7 @@ fn pod(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> PodS
         tolerations: Some(vec![Toleration { operator: Some("Exists".into()), ..Toleration::default() }]),
         // Long enough for the driver to write its last report; a mirror is never ended by a deadline.
         termination_grace_period_seconds: Some(10),
-        volumes: Some(vec![
-            host_path("run", &host.run_directory, "DirectoryOrCreate"),
-            host_path("libvirt", &host.libvirt_directory, "Directory"),
-        ]),
+        volumes: Some(directories(host).into_iter().map(|directory| directory.volume()).collect()),
         containers: vec![relay(copy, host, settings), driver(copy, host, settings)],
         ..PodSpec::default()
     }
@@ -94,8 +91,14 @@ fn relay(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Co
 }
 
 fn driver(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> Container {
-    let arguments =
-        ["--namespace".to_owned(), copy.namespace().unwrap_or_default(), "--block-copy".to_owned(), copy.name_any()];
+    let arguments = [
+        "--namespace".to_owned(),
+        copy.namespace().unwrap_or_default(),
+        "--block-copy".to_owned(),
+        copy.name_any(),
+        "--relay-directory".to_owned(),
+        relay_directory(copy),
+    ];
     container("driver", host, settings, &arguments)
 }
 
@@ -112,7 +115,7 @@ fn container(name: &str, host: &LibvirtHostSpec, settings: &JobSettings, argumen
         image: Some(settings.image.clone()),
         command: Some(command),
         env: Some(vec![EnvVar { name: "RUST_LOG".into(), value: Some("info".into()), value_from: None }]),
-        volume_mounts: Some(vec![mount("run", &host.run_directory), mount("libvirt", &host.libvirt_directory)]),
+        volume_mounts: Some(directories(host).into_iter().map(|directory| directory.mount()).collect()),
         security_context: Some(SecurityContext {
             run_as_user: Some(0),
             allow_privilege_escalation: Some(false),
@@ -131,15 +134,35 @@ fn container(name: &str, host: &LibvirtHostSpec, settings: &JobSettings, argumen
     }
 }
 
-fn host_path(name: &str, path: &str, kind: &str) -> Volume {
-    Volume {
-        name: name.into(),
-        host_path: Some(HostPathVolumeSource { path: path.into(), type_: Some(kind.into()) }),
-        ..Volume::default()
-    }
+/// A directory of the host that the containers see, under the same path: QEMU and the relay must mean the same socket by the same name.
+struct HostDirectory {
+    name: String,
+    path: String,
+    kind: &'static str,
+    read_only: bool,
 }
 
-/// Mounted at the same path as on the host: QEMU and the relay must mean the same socket by the same name.
-fn mount(name: &str, path: &str) -> VolumeMount {
-    VolumeMount { name: name.into(), mount_path: path.into(), ..VolumeMount::default() }
+fn directories(host: &LibvirtHostSpec) -> Vec<HostDirectory> {
+    let new = |name: String, path: &str, kind, read_only| HostDirectory { name, path: path.into(), kind, read_only };
+    let disks = host.disk_directories.iter().enumerate();
+    let disks = disks.map(|(index, path)| new(format!("disks-{index}"), path, "Directory", true));
+    [
+        new("run".into(), &host.run_directory, "DirectoryOrCreate", false),
+        new("libvirt".into(), &host.libvirt_directory, "Directory", false),
+    ]
+    .into_iter()
+    .chain(disks)
+    .collect()
+}
+
+impl HostDirectory {
+    fn volume(self) -> Volume {
+        let source = HostPathVolumeSource { path: self.path, type_: Some(self.kind.into()) };
+        Volume { name: self.name, host_path: Some(source), ..Volume::default() }
+    }
+
+    fn mount(self) -> VolumeMount {
+        let read_only = self.read_only.then_some(true);
+        VolumeMount { name: self.name, mount_path: self.path, read_only, ..VolumeMount::default() }
+    }
 }

@@ -84,7 +84,7 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
         Found::None { seen_names } => {
             let some = if seen_names.is_empty() { "no domain at all".into() } else { seen_names.join(", ") };
             turn.problem(
-                "NotFound",
+                "DomainNotFound",
                 format!(
                     "No domain on {} bears the name {hostname}. Seen there: {some}. Correct the hostname or the host.",
                     turn.order.libvirt_uri

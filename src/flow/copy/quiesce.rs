@@ -97,7 +97,7 @@ fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
         .before
         .problem
         .as_ref()
-        .filter(|before| before.reason == "NotInSync" && turn.before.epoch == Some(turn.order.epoch));
+        .filter(|before| before.reason == "AwaitingSync" && turn.before.epoch == Some(turn.order.epoch));
     let waited = waiting.map_or(0, |before| turn.seconds_since(&before.since));
     if waited >= PATIENCE_SECONDS {
         let message = format!(
@@ -105,7 +105,10 @@ fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
         );
         return fail(turn, memory, "NotInSync", message);
     }
-    turn.problem("NotInSync", format!("The disks are not in sync at this moment; the guest was not shut down{why}."));
+    turn.problem(
+        "AwaitingSync",
+        format!("The disks are not in sync at this moment; the guest was not shut down{why}."),
+    );
 }
 
 /// The shutdown was sent; the guest is not off yet.

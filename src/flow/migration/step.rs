@@ -131,9 +131,13 @@ const FOR_A_PERSON: &[&str] = &[
     "AlreadyMigrated",
     "AmbiguousHostname",
     "DomainNotFound",
+    "ForeignBlockJob",
     "NotEqual",
     "SourceChanged",
     "SourceNotRunning",
+    "SourceRunning",
+    "StaleOrder",
+    "UnsupportedMachine",
     "VersionTooOld",
 ];
 
@@ -495,10 +499,12 @@ fn ends_the_cutover(reason: &str) -> bool {
         "ShutdownTimedOut"
             | "NotInSync"
             | "NotEqual"
-            | "MirrorBroken"
+            | "QuiesceFailed"
             | "SourceChanged"
             | "SourceNotRunning"
+            | "SourceStartedAgain"
             | "StaleOrder"
+            | "UnsupportedMachine"
     )
 }
 

@@ -8,10 +8,10 @@
 //! The supervisor ends when the worker has ended, never well; the worker is killed by the kernel when the supervisor ends.
 //! Freezing both at once (a paused pod) is beyond this.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -88,6 +88,9 @@ fn watch(signs: &mut UnixStream, limit: Duration) -> Result<Stall> {
 }
 
 fn lock(run_directory: &Path) -> Result<File> {
+    // QEMU's user must pass through it, nobody needs to list it.
+    let made = DirBuilder::new().recursive(true).mode(0o711).create(run_directory);
+    made.with_context(|| format!("make the run directory {}", run_directory.display()))?;
     let path = run_directory.join(LOCK_FILE);
     let file = File::options()
         .create(true)
@@ -95,7 +98,7 @@ fn lock(run_directory: &Path) -> Result<File> {
         .write(true)
         .mode(0o600)
         .open(&path)
-        .with_context(|| format!("open {}: the run directory must exist and be writable", path.display()))?;
+        .with_context(|| format!("open {}: the run directory must be writable", path.display()))?;
     let start = Instant::now();
     loop {
         match file.try_lock() {

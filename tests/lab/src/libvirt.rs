@@ -107,6 +107,11 @@ impl Libvirt {
         self.dir.join("sock")
     }
 
+    /// Where the guests' disks lie.
+    pub fn disk_dir(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
     /// Runs `virsh` and returns what it prints.
     pub fn virsh(&self, arguments: &[&str]) -> Result<String> {
         virsh(&self.uri(), arguments)

@@ -133,7 +133,19 @@ impl Lab {
                 host_aliases: BTreeMap::new(),
             },
         )?;
-        let lab = Self { runner, pipeline, prism, hypervisor, libvirt, git, throttle, nfs, cluster, client, dir: dir.to_owned() };
+        let lab = Self {
+            runner,
+            pipeline,
+            prism,
+            hypervisor,
+            libvirt,
+            git,
+            throttle,
+            nfs,
+            cluster,
+            client,
+            dir: dir.to_owned(),
+        };
         lab.install(&options).await?;
         Ok(lab)
     }
@@ -193,14 +205,24 @@ impl Lab {
         self.migrations().delete(name, &DeleteParams::default()).await?;
         let start = Instant::now();
         while self.migrations().get_opt(name).await?.is_some() {
-            ensure!(start.elapsed() < Duration::from_secs(120), "{name} is still there 120 s after it was deleted\n{}", self.describe(name).await);
+            ensure!(
+                start.elapsed() < Duration::from_secs(120),
+                "{name} is still there 120 s after it was deleted\n{}",
+                self.describe(name).await
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }
 
     /// Waits until `holds`; an error says what the migration was doing.
-    pub async fn wait(&self, name: &str, what: &str, limit: Duration, holds: impl Fn(&VmMigration) -> bool) -> Result<VmMigration> {
+    pub async fn wait(
+        &self,
+        name: &str,
+        what: &str,
+        limit: Duration,
+        holds: impl Fn(&VmMigration) -> bool,
+    ) -> Result<VmMigration> {
         let start = Instant::now();
         loop {
             // The API server may be down for a moment in some tests.
@@ -219,7 +241,11 @@ impl Lab {
     /// Waits until the status waits for `reason`.
     pub async fn wait_reason(&self, name: &str, reason: &str, limit: Duration) -> Result<VmMigration> {
         self.wait(name, &format!("waiting for {reason}"), limit, |migration| {
-            migration.status.as_ref().and_then(|status| status.waiting_for.as_ref()).is_some_and(|wait| wait.reason == reason)
+            migration
+                .status
+                .as_ref()
+                .and_then(|status| status.waiting_for.as_ref())
+                .is_some_and(|wait| wait.reason == reason)
         })
         .await
     }
@@ -235,7 +261,8 @@ impl Lab {
     /// The `BlockCopy` of a migration.
     pub async fn copy_of(&self, name: &str) -> Result<BlockCopy> {
         let all = self.copies().list(&ListParams::default()).await?;
-        let found = all.items.into_iter().find(|copy| copy.spec.claim.name == name && copy.spec.claim.namespace == TEAM);
+        let found =
+            all.items.into_iter().find(|copy| copy.spec.claim.name == name && copy.spec.claim.namespace == TEAM);
         found.with_context(|| format!("there is no BlockCopy of {name}"))
     }
 
@@ -262,11 +289,18 @@ impl Lab {
         let status = migration.map(|migration| serde_json::to_string_pretty(&migration.status).unwrap_or_default());
         let copy = self.copy_of(name).await.ok();
         let copy_text = copy.as_ref().map(|copy| serde_json::to_string_pretty(&copy).unwrap_or_default());
-        let pods = Api::<Pod>::namespaced(self.client.clone(), SYSTEM).list(&ListParams::default()).await.map(|list| list.items);
-        let mut text = format!("status: {}\nBlockCopy: {}\n", status.unwrap_or_default(), copy_text.unwrap_or_default());
+        let pods = Api::<Pod>::namespaced(self.client.clone(), SYSTEM)
+            .list(&ListParams::default())
+            .await
+            .map(|list| list.items);
+        let mut text =
+            format!("status: {}\nBlockCopy: {}\n", status.unwrap_or_default(), copy_text.unwrap_or_default());
         for pod in pods.unwrap_or_default() {
             for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-                let log = self.runner.logs(SYSTEM, &pod.name_any(), &container.name).unwrap_or_else(|error| error.to_string());
+                let log = self
+                    .runner
+                    .logs(SYSTEM, &pod.name_any(), &container.name)
+                    .unwrap_or_else(|error| error.to_string());
                 let lines: Vec<&str> = log.lines().collect();
                 let tail = lines[lines.len().saturating_sub(25)..].join("\n");
                 text.push_str(&format!("--- {} {}\n{tail}\n", pod.name_any(), container.name));

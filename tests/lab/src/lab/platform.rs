@@ -34,6 +34,7 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> String {
                 "allowedNamespaces": [TEAM],
                 "runDirectory": run_directory,
                 "libvirtDirectory": lab.libvirt.socket_dir(),
+                "diskDirectories": [lab.libvirt.disk_dir()],
                 "limits": {"maxGuestStallMillis": options.max_guest_stall_millis, "relayMemoryMib": options.relay_memory_mib},
             },
         }),

@@ -55,11 +55,16 @@ impl Lab {
     /// Waits until the target has checked its disks, and sums up.
     pub async fn outcome(&self, name: &str, source: &Domain) -> Result<Outcome> {
         let migration = self.migrations().get(name).await?;
-        let uuid = migration.status.as_ref().and_then(|status| status.target.as_ref()).context("no target")?.ext_id.clone();
+        let uuid =
+            migration.status.as_ref().and_then(|status| status.target.as_ref()).context("no target")?.ext_id.clone();
         let console = self.hypervisor.console(&uuid);
         let start = Instant::now();
         while console.verified().len() < source.disk_paths().len() || console.last_ack().is_none() {
-            ensure!(start.elapsed() < Duration::from_secs(120), "the target's guest does not come up; its console:\n{}", console.text());
+            ensure!(
+                start.elapsed() < Duration::from_secs(120),
+                "the target's guest does not come up; its console:\n{}",
+                console.text()
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         let acknowledged = source.console().last_ack().context("the source acknowledged nothing")?;

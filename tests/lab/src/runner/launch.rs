@@ -32,15 +32,31 @@ for entry in "$outer"/* "$outer"/.[!.]*; do
   fi
 done
 umount -n -l "$outer"
+rmdir "$outer"
+# Every source is held first: a volume mounted at /tmp may hide where the others lie.
+staged=/run/.volumes
+mkdir "$staged"
+number=0
+for argument do
+  case $((number % 3)) in 0)
+    if [ "$argument" = -- ]; then break; fi
+    if [ -d "$argument" ]; then mkdir "$staged/$number"; else : > "$staged/$number"; fi
+    mount -n --rbind "$argument" "$staged/$number"
+  esac
+  number=$((number + 1))
+done
+number=0
 while [ "$1" != -- ]; do
-  if [ -d "$1" ]; then mkdir -p "$2"; else mkdir -p "${2%/*}"; [ -e "$2" ] || : > "$2"; fi
-  mount -n --rbind "$1" "$2"
+  if [ -d "$staged/$number" ]; then mkdir -p "$2"; else mkdir -p "${2%/*}"; [ -e "$2" ] || : > "$2"; fi
+  mount -n --rbind "$staged/$number" "$2"
   if [ "$3" = ro ]; then mount -n -o remount,bind,ro "$2"; fi
+  umount -n -l "$staged/$number"
+  number=$((number + 3))
   shift 3
 done
+rm -rf "$staged"
 cd "$2"
 shift 2
-rmdir "$outer"
 trap - EXIT
 PATH=$path
 exec "$@"
