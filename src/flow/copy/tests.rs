@@ -1,6 +1,10 @@
 //! The decision against a small model of a host: one domain with two disks, libvirt, the relay, processes, clock.
 
-#![allow(clippy::type_complexity, clippy::wildcard_enum_match_arm, reason = "tables of small functions; a test names the few that matter")]
+#![allow(
+    clippy::type_complexity,
+    clippy::wildcard_enum_match_arm,
+    reason = "tables of small functions; a test names the few that matter"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

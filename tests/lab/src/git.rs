@@ -25,7 +25,16 @@ pub struct GitConfig {
 pub struct GitServer {
     repository: PathBuf,
     port: u16,
-    _runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for GitServer {
+    fn drop(&mut self) {
+        // A runtime that is dropped waits for its threads, which panics inside of another runtime.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Access {
@@ -52,7 +61,7 @@ impl GitServer {
             let listener = tokio::net::TcpListener::from_std(listener).expect("it is a non-blocking listener");
             let _ = axum::serve(listener, app).await;
         });
-        Ok(Self { repository, port, _runtime: runtime })
+        Ok(Self { repository, port, runtime: Some(runtime) })
     }
 
     /// URL of the repository, without credentials.
