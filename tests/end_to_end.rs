@@ -1,15 +1,24 @@
-//! Whole migrations on real parts: what a user does, and what must be true afterwards.
+//! Whole migrations on real parts: what a user does, what breaks meanwhile, and what must be true afterwards.
+//!
+//! Every test ends by reading back: the records that the source's guest was told are durable against those that the target's guest found
+//! when it booted, the source's state in libvirt, the target's in Prism.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
 use std::path::Path;
 use std::time::Duration;
 
+use drover::api::BlockCopy;
+use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
-use drover_lab::lab::{Lab, LabOptions, Outcome};
+use drover_lab::lab::{Lab, LabOptions, Outcome, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
+use serde_json::json;
 
-const MINUTES: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(240);
+const MIB: u64 = 1 << 20;
+/// What a guest may add to the stated bound by itself: an emulated CPU that shares a busy machine.
+const NOISE_MILLIS: u64 = 2000;
 
 async fn lab(options: LabOptions) -> (tempfile::TempDir, Lab) {
     let dir = tempfile::Builder::new().prefix("lab").tempdir().unwrap();
@@ -17,7 +26,12 @@ async fn lab(options: LabOptions) -> (tempfile::TempDir, Lab) {
     (dir, lab)
 }
 
-/// A guest that runs and writes, and a lab that writes like it once it has moved.
+/// Storage so slow that a test has time to break something while it copies.
+fn slow_storage() -> LabOptions {
+    LabOptions { storage_bytes_per_s: Some(4 * MIB), ..LabOptions::default() }
+}
+
+/// A guest that runs and writes, and a target that writes like it once it has moved.
 fn guest(lab: &Lab, spec: GuestSpec) -> Domain {
     lab.hypervisor.set_load(&spec.name, spec.load);
     let domain = lab.libvirt.define(&spec).unwrap();
@@ -25,10 +39,28 @@ fn guest(lab: &Lab, spec: GuestSpec) -> Domain {
     domain
 }
 
+/// Waits until the copy runs and has moved something, and is not done.
+async fn copying(lab: &Lab, name: &str) -> BlockCopy {
+    lab.wait(name, "copying", PATIENCE, |migration| {
+        let disks = migration.status.as_ref().map(|status| status.disks.as_slice()).unwrap_or_default();
+        disks.iter().any(|disk| disk.state == "Copying" && disk.copied_bytes > 0)
+    })
+    .await
+    .unwrap();
+    lab.copy_of(name).await.unwrap()
+}
+
+/// Waits until it asks for approval: in sync.
+async fn in_sync(lab: &Lab, name: &str) {
+    lab.wait_reason(name, "Approval", PATIENCE).await.unwrap();
+}
+
 /// Sees the migration finished, one machine running, and nothing lost.
 async fn migrated(lab: &Lab, name: &str, source: &Domain) -> Outcome {
-    lab.wait_phase(name, "Migrated", MINUTES).await.unwrap();
+    lab.wait_phase(name, "Migrated", PATIENCE).await.unwrap();
     let outcome = lab.outcome(name, source).await.unwrap();
+    assert!(outcome.acknowledged > 20, "{outcome}");
+    assert_eq!(outcome.found.len(), source.disk_paths().len(), "{outcome}");
     assert_eq!(outcome.lost(), 0, "{outcome}");
     assert_eq!(source.state().unwrap(), "shut off");
     assert!(!source.autostart().unwrap());
@@ -37,14 +69,251 @@ async fn migrated(lab: &Lab, name: &str, source: &Domain) -> Outcome {
     outcome
 }
 
+/// The guest's own clock saw no wait above the stated bound.
+fn never_stalled(source: &Domain, options: &LabOptions) {
+    let gap = source.console().max_gap_millis_since(20);
+    let bound = u64::from(options.max_guest_stall_millis) + NOISE_MILLIS;
+    assert!(gap <= bound, "the guest waited {gap} ms for a write, the bound is {bound} ms");
+}
+
+/// How often the copy had to start again.
+async fn restarts(lab: &Lab, name: &str) -> u32 {
+    lab.copy_of(name).await.unwrap().status.unwrap_or_default().restarts
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_disk() {
     let (_dir, lab) = lab(LabOptions::default()).await;
     let source = guest(&lab, GuestSpec::default());
     lab.migrate("web01").await.unwrap();
-    lab.wait_reason("web01", "Approval", MINUTES).await.unwrap();
-    assert_eq!(source.state().unwrap(), "running");
+    in_sync(&lab, "web01").await;
+    assert_eq!(source.state().unwrap(), "running", "nothing happens without an approval");
     lab.approve("web01").await.unwrap();
     let outcome = migrated(&lab, "web01", &source).await;
     println!("{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_disks_of_different_sizes_stop_at_the_same_write() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![128 * MIB, 72 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    let outcome = migrated(&lab, "web01", &source).await;
+    let newest: Vec<u64> = outcome.found.iter().map(|records| records.upto).collect();
+    // The guest writes a record to one disk after the other: a cut between the two writes leaves them one apart.
+    assert!(newest[0].abs_diff(newest[1]) <= 1, "{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_writes_faster_than_the_storage_takes_loses_nothing_and_never_hangs() {
+    let options = LabOptions { storage_bytes_per_s: Some(2 * MIB), relay_memory_mib: 24, ..LabOptions::default() };
+    let (_dir, lab) = lab(options.clone()).await;
+    let load = Load { rate: 0, payload_bytes: 60_000, ring: 256 };
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], load, ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    never_stalled(&source, &options);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_drivers_death_leaves_the_mirror_alone() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec::default());
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.kill_host_container("web01", "driver").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.kill_host_container("web01", "driver").await.unwrap();
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(restarts(&lab, "web01").await, 0, "the mirror went on by itself");
+    never_stalled(&source, &slow_storage());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_relays_death_harms_nobody_and_the_copy_starts_again() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.kill_host_container("web01", "relay").await.unwrap();
+    in_sync(&lab, "web01").await;
+    assert_eq!(restarts(&lab, "web01").await, 1);
+    lab.kill_host_container("web01", "relay").await.unwrap();
+    lab.wait_reason("web01", "CopyBroken", PATIENCE).await.unwrap();
+    in_sync(&lab, "web01").await;
+    assert_eq!(restarts(&lab, "web01").await, 2);
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    never_stalled(&source, &slow_storage());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_the_whole_pod_harms_nobody_and_the_copy_starts_again() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.kill_host_pod("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    let first = restarts(&lab, "web01").await;
+    assert!(first >= 1);
+    lab.kill_host_pod("web01").await.unwrap();
+    lab.wait("web01", "not in sync", PATIENCE, |migration| {
+        migration.status.as_ref().and_then(|status| status.waiting_for.as_ref()).is_some_and(|w| w.reason != "Approval")
+    })
+    .await
+    .unwrap();
+    in_sync(&lab, "web01").await;
+    assert!(restarts(&lab, "web01").await > first);
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    never_stalled(&source, &slow_storage());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_controllers_death_while_copying_and_in_the_cutover_changes_nothing() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec::default());
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.kill_controller().unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    lab.wait("web01", "shutting down", PATIENCE, |migration| {
+        let cutover = migration.status.as_ref().and_then(|status| status.cutover.as_ref());
+        cutover.is_some_and(|cutover| cutover.shutdown_requested_at.is_some())
+    })
+    .await
+    .unwrap();
+    lab.kill_controller().unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(restarts(&lab, "web01").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approval_before_the_copy_is_in_sync_is_kept_and_acted_upon_when_it_is() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    let migration = lab
+        .wait("web01", "approved", PATIENCE, |migration| {
+            migration.status.as_ref().is_some_and(|status| status.approval.is_some())
+        })
+        .await
+        .unwrap();
+    assert!(migration.status.unwrap().cutover.is_none(), "nothing is cut over while it copies");
+    assert_eq!(source.state().unwrap(), "running");
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_deleted_and_created_again_after_its_cutover_touches_nothing() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    let console = lab.hypervisor.console(&target.uuid);
+    lab.delete("web01").await.unwrap();
+    assert_eq!(source.state().unwrap(), "shut off", "deleting a finished migration starts no source");
+    let before = console.last_ack();
+    // As git would re-apply it: still approved.
+    let yaml = format!(
+        "apiVersion: drover.dev/v1alpha1\nkind: VmMigration\nmetadata: {{name: web01, namespace: {TEAM}}}\nspec: {{hostname: web01, approved: true}}\n"
+    );
+    lab.cluster.apply_yaml(&yaml).await.unwrap();
+    let adopted = lab.wait_phase("web01", "Migrated", PATIENCE).await.unwrap();
+    assert!(adopted.status.unwrap().source.unwrap().already_migrated);
+    // Time for whatever it might still do.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(source.state().unwrap(), "shut off");
+    assert!(lab.hypervisor.is_on(&target.uuid));
+    assert_eq!(console.text().matches("VERIFIED ").count(), 1, "the target was booted once");
+    assert!(console.last_ack() > before, "the target's guest goes on writing");
+    lab.delete("web01").await.unwrap();
+    assert!(lab.hypervisor.is_on(&target.uuid));
+    assert_eq!(source.state().unwrap(), "shut off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_migration_of_the_same_machine_is_refused_by_name() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.migrate_as("web01-again", "web01").await.unwrap();
+    let second = lab.wait_reason("web01-again", "AlreadyClaimed", PATIENCE).await.unwrap();
+    let wait = second.status.unwrap().waiting_for.unwrap();
+    assert!(wait.message.contains(&format!("{TEAM}/web01 ")), "{}", wait.message);
+    lab.patch("web01-again", json!({"approved": true})).await.unwrap();
+    // Deleting the refused one takes nothing from the other.
+    lab.delete("web01-again").await.unwrap();
+    assert_eq!(source.state().unwrap(), "running");
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storage_that_hangs_in_sync_does_not_hang_the_guest_and_the_migration_goes_on_after_it() {
+    let options = LabOptions::default();
+    let (_dir, lab) = lab(options.clone()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.nfs.pause().unwrap();
+    let hung_at = source.console().last_ack().unwrap();
+    // Longer than the bound many times over; the guest writes all the while.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let during = source.console().last_ack().unwrap();
+    assert!(during > hung_at + 100, "the guest wrote from record {hung_at} to {during} only");
+    never_stalled(&source, &options);
+    assert_eq!(source.state().unwrap(), "running");
+    lab.nfs.resume().unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    never_stalled(&source, &options);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_named_and_the_source_is_left_alone() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let small = |name: &str| GuestSpec { name: name.into(), disks: vec![64 * MIB], mac: None, ..GuestSpec::default() };
+    let twin = |name: &str| GuestSpec { title: Some("twin".into()), ..small(name) };
+    for spec in [small("off"), twin("twin-a"), twin("twin-b")] {
+        lab.libvirt.define(&spec).unwrap();
+    }
+    for name in ["nobody", "off", "twin"] {
+        lab.migrate(name).await.unwrap();
+    }
+    let says = async |name: &str, reason: &str, part: &str| {
+        let migration = lab.wait_reason(name, reason, PATIENCE).await.unwrap();
+        let status = migration.status.unwrap();
+        let message = status.waiting_for.unwrap().message;
+        assert!(message.contains(part), "{name}: {message}");
+        let stalled = status.conditions.iter().find(|condition| condition.type_ == "Stalled").unwrap();
+        assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", reason), "{name}");
+    };
+    says("nobody", "DomainNotFound", "Correct the hostname or the host").await;
+    says("off", "SourceNotRunning", "Start it").await;
+    says("twin", "AmbiguousHostname", "twin-a, twin-b").await;
+    let off = lab.libvirt.virsh(&["dominfo", "off"]).unwrap();
+    assert!(off.contains("shut off"), "{off}");
+
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.set_secret("prism-central", "password", "wrong").await.unwrap();
+    lab.migrate("web01").await.unwrap();
+    says("web01", "PrismUnauthorized", "prism").await;
+    lab.set_secret("prism-central", "password", "prism-password").await.unwrap();
+    lab.wait_reason("web01", "Approval", PATIENCE).await.unwrap();
+    assert_eq!(source.state().unwrap(), "running");
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use drover::api::{BlockCopy, VmMigration};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use nix::sys::signal::Signal;
@@ -198,6 +198,14 @@ impl Lab {
         let plan = self.migrations().get(name).await?.status.and_then(|status| status.plan);
         let digest = plan.context("there is no plan to approve")?.digest;
         self.patch(name, serde_json::json!({"approved": true, "approvedDigest": digest})).await
+    }
+
+    /// Changes one key of a Secret of the operator.
+    pub async fn set_secret(&self, name: &str, key: &str, value: &str) -> Result<()> {
+        let patch = Patch::Merge(serde_json::json!({"stringData": {key: value}}));
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), SYSTEM);
+        secrets.patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 
     /// Deletes a migration and waits until it is gone.
