@@ -11,7 +11,7 @@ use std::time::Duration;
 use drover::api::BlockCopy;
 use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
-use drover_lab::lab::{Lab, LabOptions, Outcome, TEAM};
+use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
 use serde_json::json;
 
@@ -310,10 +310,13 @@ async fn bad_input_is_named_and_the_source_is_left_alone() {
     assert!(off.contains("shut off"), "{off}");
 
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
-    lab.set_secret("prism-central", "password", "wrong").await.unwrap();
+    lab.set_password(SYSTEM, "prism-central", "wrong").await.unwrap();
+    lab.set_password(TEAM, "machines-git", "wrong").await.unwrap();
     lab.migrate("web01").await.unwrap();
-    says("web01", "PrismUnauthorized", "prism").await;
-    lab.set_secret("prism-central", "password", "prism-password").await.unwrap();
+    says("web01", "PrismUnauthorized", "spec.prismCentral.credentials").await;
+    lab.set_password(SYSTEM, "prism-central", "prism-password").await.unwrap();
+    says("web01", "GitUnauthorized", "Secret").await;
+    lab.set_password(TEAM, "machines-git", "git-password").await.unwrap();
     lab.wait_reason("web01", "Approval", PATIENCE).await.unwrap();
     assert_eq!(source.state().unwrap(), "running");
 }

@@ -16,7 +16,9 @@ pub enum PrismError {
     Setup { tried: String, why: String },
     #[error("{tried}: no answer: {why}. Check the URL, the network and ca.crt in the Secret")]
     Unreachable { tried: String, why: String },
-    #[error("{tried}: user name or password is refused: check the Secret")]
+    #[error(
+        "{tried}: user name or password is refused: check the Secret that the NutanixCluster names (spec.prismCentral.credentials, spec.prismElement.credentials)"
+    )]
     Unauthorized { tried: String },
     #[error("{tried}: not found")]
     NotFound { tried: String },

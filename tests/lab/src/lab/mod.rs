@@ -180,7 +180,7 @@ impl Lab {
     /// Creates a `VmMigration` of another name.
     pub async fn migrate_as(&self, name: &str, hostname: &str) -> Result<()> {
         let yaml = format!(
-            "apiVersion: drover.dev/v1alpha1\nkind: VmMigration\nmetadata: {{name: {name}, namespace: {TEAM}}}\nspec: {{hostname: {hostname}}}\n"
+            "apiVersion: drover.dev/v1alpha1\nkind: VmMigration\nmetadata: {{name: \"{name}\", namespace: {TEAM}}}\nspec: {{hostname: \"{hostname}\"}}\n"
         );
         self.cluster.apply_yaml(&yaml).await?;
         Ok(())
@@ -200,11 +200,11 @@ impl Lab {
         self.patch(name, serde_json::json!({"approved": true, "approvedDigest": digest})).await
     }
 
-    /// Changes one key of a Secret of the operator.
-    pub async fn set_secret(&self, name: &str, key: &str, value: &str) -> Result<()> {
-        let patch = Patch::Merge(serde_json::json!({"stringData": {key: value}}));
-        let secrets = Api::<Secret>::namespaced(self.client.clone(), SYSTEM);
-        secrets.patch(name, &PatchParams::default(), &patch).await?;
+    /// Changes the password in a Secret.
+    pub async fn set_password(&self, namespace: &str, secret: &str, password: &str) -> Result<()> {
+        let patch = Patch::Merge(serde_json::json!({"stringData": {"password": password}}));
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), namespace);
+        secrets.patch(secret, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
