@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -227,10 +228,7 @@ async fn a_migration_deleted_and_created_again_after_its_cutover_touches_nothing
     assert_eq!(source.state().unwrap(), "shut off", "deleting a finished migration starts no source");
     let before = console.last_ack();
     // As git would re-apply it: still approved.
-    let yaml = format!(
-        "apiVersion: drover.dev/v1alpha1\nkind: VmMigration\nmetadata: {{name: web01, namespace: {TEAM}}}\nspec: {{hostname: web01, approved: true}}\n"
-    );
-    lab.cluster.apply_yaml(&yaml).await.unwrap();
+    lab.create("web01", json!({"hostname": "web01", "approved": true})).await.unwrap();
     let adopted = lab.wait_phase("web01", "Migrated", PATIENCE).await.unwrap();
     assert!(adopted.status.unwrap().source.unwrap().already_migrated);
     // Time for whatever it might still do.
@@ -250,7 +248,7 @@ async fn a_second_migration_of_the_same_machine_is_refused_by_name() {
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
     lab.migrate("web01").await.unwrap();
     in_sync(&lab, "web01").await;
-    lab.migrate_as("web01-again", "web01").await.unwrap();
+    lab.create("web01-again", json!({"hostname": "web01"})).await.unwrap();
     let second = lab.wait_reason("web01-again", "AlreadyClaimed", PATIENCE).await.unwrap();
     let wait = second.status.unwrap().waiting_for.unwrap();
     assert!(wait.message.contains(&format!("{TEAM}/web01 ")), "{}", wait.message);
@@ -282,6 +280,44 @@ async fn storage_that_hangs_in_sync_does_not_hang_the_guest_and_the_migration_go
     lab.approve("web01").await.unwrap();
     migrated(&lab, "web01", &source).await;
     never_stalled(&source, &options);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_differs_is_never_booted_and_the_source_runs_again() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    let target = lab.migrations().get("web01").await.unwrap().status.unwrap().target.unwrap();
+    // What no honest storage does: a byte changes that the guest never writes again.
+    let file = lab.nfs.root().join(format!(".acropolis/vmdisk/{}", target.disks[0].vmdisk_uuid));
+    let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 40 * MIB).unwrap();
+    file.write_all_at(&[!byte[0]], 40 * MIB).unwrap();
+    lab.approve("web01").await.unwrap();
+    let stopped = lab.wait_reason("web01", "NotEqual", PATIENCE).await.unwrap();
+    assert!(stopped.status.unwrap().cutover.unwrap().power_on.is_none());
+    source.wait_state("running", PATIENCE).unwrap();
+    assert!(!lab.hypervisor.is_on(&target.ext_id));
+    // The way on: a new attempt copies again, with every zero written, and carries the approval out.
+    lab.patch("web01", json!({"attempt": 1})).await.unwrap();
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_does_not_shut_down_runs_on() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], deaf: true, ..GuestSpec::default() });
+    lab.create("web01", json!({"hostname": "web01", "cutover": {"shutdownTimeoutSeconds": 10}})).await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    lab.wait_reason("web01", "ShutdownTimedOut", PATIENCE).await.unwrap();
+    let then = source.console().last_ack().unwrap();
+    source.wait_for_ack(then + 40, PATIENCE).unwrap();
+    assert_eq!(source.state().unwrap(), "running");
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    assert!(!lab.hypervisor.is_on(&target.uuid));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

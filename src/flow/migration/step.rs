@@ -418,7 +418,10 @@ fn given_up(input: &Input<'_>, draft: &mut Draft, why: &Problem) -> Progress {
     let source = if done { "the source runs" } else { "the source is being given back" };
     Progress::stalled(
         &why.reason,
-        format!("the cutover was given up, {source}: {}. Raise spec.attempt to try again", why.message),
+        format!(
+            "the cutover was given up, {source}: {}. Raise spec.attempt to try again",
+            why.message.trim_end_matches('.')
+        ),
     )
 }
 

@@ -59,7 +59,7 @@ const ORDERS_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause while there is no order.
 const WITHOUT_ORDER: Duration = Duration::from_secs(1);
 
-/// Serves one migration until its order `Release` or `Retire` is carried out.
+/// Serves one migration until its order `Retire` is carried out, or its pod is removed.
 pub async fn run(args: DriverArgs) -> Result<(), Error> {
     let mut orders: Box<dyn Orders> = match args.clone() {
         DriverArgs { order: Some(order), status: Some(status), .. } => Box::new(Files { order, status }),
@@ -167,9 +167,8 @@ impl Driver {
         if let Some(uuid) = uuid {
             self.trouble = act::act(self, &uuid, effects).await;
         }
-        let finished = recorded
-            && matches!(status.reached, Some(Want::Release | Want::Retire))
-            && status.reached == Some(order.spec.want);
+        // After `Release` another order may follow: a new attempt.
+        let finished = recorded && order.spec.want == Want::Retire && status.reached == Some(Want::Retire);
         (wake, finished)
     }
 

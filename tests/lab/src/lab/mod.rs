@@ -174,15 +174,18 @@ impl Lab {
 
     /// Creates a `VmMigration` named after its hostname.
     pub async fn migrate(&self, hostname: &str) -> Result<()> {
-        self.migrate_as(hostname, hostname).await
+        self.create(hostname, serde_json::json!({ "hostname": hostname })).await
     }
 
-    /// Creates a `VmMigration` of another name.
-    pub async fn migrate_as(&self, name: &str, hostname: &str) -> Result<()> {
-        let yaml = format!(
-            "apiVersion: drover.dev/v1alpha1\nkind: VmMigration\nmetadata: {{name: \"{name}\", namespace: {TEAM}}}\nspec: {{hostname: \"{hostname}\"}}\n"
-        );
-        self.cluster.apply_yaml(&yaml).await?;
+    /// Creates a `VmMigration`.
+    pub async fn create(&self, name: &str, spec: Value) -> Result<()> {
+        let object = serde_json::json!({
+            "apiVersion": "drover.dev/v1alpha1",
+            "kind": "VmMigration",
+            "metadata": {"name": name, "namespace": TEAM},
+            "spec": spec,
+        });
+        self.cluster.apply_yaml(&object.to_string()).await?;
         Ok(())
     }
 
