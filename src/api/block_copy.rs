@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::common::{Problem, Time, Tri};
+use super::common::{MicroTime, Problem, Time, Tri};
 use super::libvirt_host::CopyLimits;
 use super::machine::Machine;
 use super::nutanix_cluster::NfsAddress;
@@ -226,28 +226,28 @@ pub struct DiskCopyStatus {
 pub struct QuiesceStatus {
     /// Autostart was disabled and the mark set, before the shutdown was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub marked_at: Option<Time>,
+    pub marked_at: Option<MicroTime>,
     /// Every disk was in sync when the shutdown was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shutdown_requested_at: Option<Time>,
+    pub shutdown_requested_at: Option<MicroTime>,
     /// First proof of off: libvirt says SHUTOFF, id -1, no managed save.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub off_by_libvirt_at: Option<Time>,
+    pub off_by_libvirt_at: Option<MicroTime>,
     /// How it went off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub how: Option<HowOff>,
     /// Second proof of off, independent of libvirt: no process but ours holds a source disk, and the QEMU process that was seen holding each of them is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub off_by_host_at: Option<Time>,
+    pub off_by_host_at: Option<MicroTime>,
     /// The relay has written all it acknowledged, durably.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drained_at: Option<Time>,
+    pub drained_at: Option<MicroTime>,
     /// Every process that ever wrote to a target for this migration is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub writers_gone_at: Option<Time>,
+    pub writers_gone_at: Option<MicroTime>,
     /// Every byte of every source disk was compared with its target through a fresh connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub equal_at: Option<Time>,
+    pub equal_at: Option<MicroTime>,
     /// blake3 of each disk's content, in the order of `spec.disks`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]

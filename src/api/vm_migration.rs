@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::common::{Condition, NameRef, Problem, Time};
+use super::common::{Condition, MicroTime, NameRef, Problem, Time};
 use super::machine::Machine;
 
 /// Which machine, approved or not, roll back or not. Only `hostname` is required, and every verb is a field that git can own.
@@ -340,25 +340,25 @@ pub struct ApprovalStatus {
 pub struct CutoverStatus {
     /// The cutover was ordered: the host side may shut the source down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ordered_at: Option<Time>,
+    pub ordered_at: Option<MicroTime>,
     /// The guest was asked to shut down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub shutdown_requested_at: Option<Time>,
+    pub shutdown_requested_at: Option<MicroTime>,
     /// The source was proven off, twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source_off_at: Option<Time>,
+    pub source_off_at: Option<MicroTime>,
     /// Source and target were proven equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proven_equal_at: Option<Time>,
+    pub proven_equal_at: Option<MicroTime>,
     /// The point of no return: the order that powers the target on, recorded before it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_on: Option<PowerOnIntent>,
     /// The target was seen on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target_on_at: Option<Time>,
+    pub target_on_at: Option<MicroTime>,
     /// The target's guest was seen up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reachable_at: Option<Time>,
+    pub reachable_at: Option<MicroTime>,
     /// Why the cutover was given up before the point of no return.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandoned: Option<Problem>,
@@ -375,5 +375,5 @@ pub struct PowerOnIntent {
     #[schemars(length(max = 1024))]
     pub etag: String,
     /// When it was recorded.
-    pub at: Time,
+    pub at: MicroTime,
 }

@@ -58,9 +58,9 @@ fn decide_for(migration: &VmMigration, seen: &crate::flow::migration::Seen, fail
     decide(&input)
 }
 
-/// Whole seconds: Kubernetes times carry no more, so what is read back equals what was written.
+/// Whole microseconds: Kubernetes times carry no more, so what is read back equals what was written.
 fn now() -> Timestamp {
-    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default()
+    Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap_or_default()
 }
 
 /// Writes the status if it changed. A lost race is an error here, and nothing has been done.

@@ -78,8 +78,8 @@ fn prepare(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, marked
     memory.shutdown_by = None;
     memory.shutdown_sent_at = Some(turn.now.clone());
     turn.status.quiesce = Some(QuiesceStatus {
-        marked_at: Some(turn.now.clone()),
-        shutdown_requested_at: Some(turn.now.clone()),
+        marked_at: Some(turn.moment()),
+        shutdown_requested_at: Some(turn.moment()),
         ..QuiesceStatus::default()
     });
     turn.effects.push(Effect::Shutdown);
@@ -98,7 +98,7 @@ fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
         .problem
         .as_ref()
         .filter(|before| before.reason == "AwaitingSync" && turn.before.epoch == Some(turn.order.epoch));
-    let waited = waiting.map_or(0, |before| turn.seconds_since(&before.since));
+    let waited = waiting.map_or(0, |before| turn.seconds_since(before.since.0));
     if waited >= PATIENCE_SECONDS {
         let message = format!(
             "The disks were not in sync within {PATIENCE_SECONDS} s, so the guest was not shut down{why}. Order again."
@@ -128,14 +128,14 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
         }
     }
     let limit = u64::from(turn.order.shutdown_timeout_seconds);
-    let late = quiesce.shutdown_requested_at.as_ref().is_some_and(|at| turn.seconds_since(at) >= limit);
+    let late = quiesce.shutdown_requested_at.as_ref().is_some_and(|at| turn.seconds_since(at.0) >= limit);
     if late {
         let message = format!(
             "The guest did not power off within {limit} s after it was asked to. It was left running; look at its console, then order again."
         );
         return fail(turn, memory, "ShutdownTimedOut", message);
     }
-    let repeat = memory.shutdown_sent_at.as_ref().is_none_or(|at| turn.seconds_since(at) >= REPEAT_SHUTDOWN_SECONDS);
+    let repeat = memory.shutdown_sent_at.as_ref().is_none_or(|at| turn.seconds_since(at.0) >= REPEAT_SHUTDOWN_SECONDS);
     if repeat && domain.power == Power::Running {
         memory.shutdown_sent_at = Some(turn.now.clone());
         turn.effects.push(Effect::Shutdown);
@@ -227,12 +227,12 @@ fn prove_off(
         );
         return false;
     }
-    let since = quiesce.off_by_libvirt_at.get_or_insert_with(|| turn.now.clone()).clone();
+    let since = quiesce.off_by_libvirt_at.get_or_insert_with(|| turn.moment()).clone();
     if quiesce.how.is_none() {
         quiesce.how = match memory.shutdown_by {
             Some(ShutdownBy::Guest) if orderly => Some(HowOff::Clean),
             Some(_) => Some(HowOff::Unclear),
-            None if orderly && turn.seconds_since(&since) < EVENT_SECONDS => None,
+            None if orderly && turn.seconds_since(since.0) < EVENT_SECONDS => None,
             None => Some(HowOff::Unclear),
         };
     }
@@ -249,7 +249,7 @@ fn prove_off(
         turn.problem("OffNotProven", why);
         return false;
     }
-    quiesce.off_by_host_at.get_or_insert_with(|| turn.now.clone());
+    quiesce.off_by_host_at.get_or_insert_with(|| turn.moment());
     quiesce.how.is_some()
 }
 
@@ -302,7 +302,7 @@ fn prove_drained(turn: &mut Turn<'_>, memory: &mut Memory, quiesce: &mut Quiesce
         set_states(turn, MirrorState::Draining);
         return false;
     }
-    quiesce.drained_at = Some(turn.now.clone());
+    quiesce.drained_at = Some(turn.moment());
     set_states(turn, MirrorState::Drained);
     true
 }
@@ -320,7 +320,7 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
     if !alive.is_empty() {
         quiesce.writers_gone_at = None;
         quiesce.equal_at = None;
-        let asked = quiesce.drained_at.as_ref().map_or(0, |at| turn.seconds_since(at));
+        let asked = quiesce.drained_at.as_ref().map_or(0, |at| turn.seconds_since(at.0));
         if let Fact::Known(relay) = &turn.seen.relay
             && alive.iter().any(|writer| writer.pid == relay.pid)
         {
@@ -340,7 +340,7 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
         );
         return false;
     }
-    quiesce.writers_gone_at = Some(turn.now.clone());
+    quiesce.writers_gone_at = Some(turn.moment());
     true
 }
 
@@ -372,7 +372,7 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceSt
     if hashes.len() < order.disks.len() {
         return false;
     }
-    quiesce.equal_at = Some(turn.now.clone());
+    quiesce.equal_at = Some(turn.moment());
     quiesce.blake3 = hashes;
     true
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::effect::{Decision, Effect, MemoryChange};
 use super::seen::{DomainSeen, Fact, RelaySeen, Seen};
 use super::{Mark, MarkState, Memory, same};
 use crate::api::block_copy::{BlockCopySpec, BlockCopyStatus, Want};
-use crate::api::common::{Problem, Time, Tri};
+use crate::api::common::{MicroTime, Problem, Time, Tri};
 
 /// How often to look while nothing is urgent.
 const CALM: Duration = Duration::from_secs(1);
@@ -71,8 +73,13 @@ impl<'a> Turn<'a> {
     }
 
     /// Seconds since `then`, never negative.
-    pub fn seconds_since(&self, then: &Time) -> u64 {
-        u64::try_from(self.now.0.duration_since(then.0).as_secs()).unwrap_or(0)
+    pub fn seconds_since(&self, then: Timestamp) -> u64 {
+        u64::try_from(self.now.0.duration_since(then).as_secs()).unwrap_or(0)
+    }
+
+    /// Now, as the parts of an outage are noted.
+    pub fn moment(&self) -> MicroTime {
+        MicroTime(self.now.0)
     }
 
     /// Whether `then` is over.

@@ -3,7 +3,7 @@
 use super::decide::Input;
 use super::step::Progress;
 use crate::api::VmMigrationStatus;
-use crate::api::common::{Condition, Time};
+use crate::api::common::{Condition, MicroTime, Time};
 
 /// Rewrites `conditions`, `phase` and `downtime`.
 pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Progress) {
@@ -99,7 +99,7 @@ fn phase(status: &VmMigrationStatus, outcome: &Progress) -> String {
 /// From the guest's power-off to its being heard again, or how long it has lasted by the latest thing seen.
 fn downtime(status: &VmMigrationStatus) -> Option<String> {
     let cutover = status.cutover.as_ref()?;
-    let Time(off) = cutover.source_off_at.as_ref()?;
-    let Time(up) = cutover.reachable_at.as_ref()?;
-    Some(format!("{} s", up.duration_since(*off).as_secs()))
+    let MicroTime(off) = cutover.source_off_at.as_ref()?;
+    let MicroTime(up) = cutover.reachable_at.as_ref()?;
+    Some(format!("{:.1} s", up.duration_since(*off).as_secs_f64()))
 }

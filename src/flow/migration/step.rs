@@ -8,7 +8,7 @@ use super::gate;
 use super::permit::PowerOnPermit;
 use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
-use crate::api::common::{Problem, Time, Tri};
+use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Disk, Machine};
 use crate::api::vm_migration::{
     CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus,
@@ -443,7 +443,7 @@ fn quiesce(input: &Input<'_>, draft: &mut Draft) -> Progress {
         return Progress::Done;
     }
     if cutover.ordered_at.is_none() {
-        cutover.ordered_at = Some(Time(input.now));
+        cutover.ordered_at = Some(MicroTime(input.now));
     }
     draft.status.cutover = Some(cutover.clone());
     if let Some(why) = reason_to_abandon(input, draft, &cutover) {
@@ -473,7 +473,7 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
     if !counts_still(input, draft) {
         return Some(Refusal::new("ApprovalWithdrawn", "the approval was withdrawn before the target was started"));
     }
-    if let Some(Time(off)) = &cutover.source_off_at {
+    if let Some(MicroTime(off)) = &cutover.source_off_at {
         let down = input.now.duration_since(*off).as_secs();
         if down > i64::from(input.spec.cutover.max_downtime_seconds) {
             let limit = input.spec.cutover.max_downtime_seconds;
@@ -525,7 +525,7 @@ fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
         Ok((_permit, target)) => {
             let seed = format!("{}/{}/{}", input.uid, draft.status.epoch.unwrap_or(0), target.etag);
             let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
-            cutover.power_on = Some(PowerOnIntent { request_id, etag: target.etag.clone(), at: Time(input.now) });
+            cutover.power_on = Some(PowerOnIntent { request_id, etag: target.etag.clone(), at: MicroTime(input.now) });
             draft.status.cutover = Some(cutover);
             // Sent in the next turn, when this record is known to be stored.
             Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
@@ -551,7 +551,7 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
         Fact::NotAsked => return Progress::waits("PoweringOn", "asking Prism"),
     };
     if vm.is_some_and(|vm| vm.on.is_yes()) {
-        cutover.target_on_at = Some(Time(input.now));
+        cutover.target_on_at = Some(MicroTime(input.now));
         draft.status.cutover = Some(cutover);
         return Progress::Done;
     }
@@ -564,7 +564,7 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
             // Somebody changed the VM after the order was recorded: Prism refuses the old one for good, so a new one can be recorded.
             cutover.power_on = Some(PowerOnIntent {
                 etag: target.etag.clone(),
-                at: Time(input.now),
+                at: MicroTime(input.now),
                 request_id: next_request_id(&intent, target),
             });
             draft.status.cutover = Some(cutover);
@@ -593,7 +593,7 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
     let has_nics = draft.status.plan.as_ref().is_some_and(|plan| !plan.machine.nics.is_empty());
     match vm {
         Some(vm) if vm.on.is_yes() && (!has_nics || !vm.learned_ips.is_empty()) => {
-            cutover.reachable_at = Some(Time(input.now));
+            cutover.reachable_at = Some(MicroTime(input.now));
             draft.status.cutover = Some(cutover);
             Progress::Done
         }

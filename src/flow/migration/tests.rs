@@ -5,7 +5,7 @@ use jiff::{Timestamp, ToSpan};
 use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want};
-use crate::api::common::{Problem, Time, Tri};
+use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
@@ -243,14 +243,14 @@ impl World {
 
 fn proven(now: &Time) -> QuiesceStatus {
     QuiesceStatus {
-        marked_at: Some(now.clone()),
-        shutdown_requested_at: Some(now.clone()),
-        off_by_libvirt_at: Some(now.clone()),
+        marked_at: Some(MicroTime(now.0)),
+        shutdown_requested_at: Some(MicroTime(now.0)),
+        off_by_libvirt_at: Some(MicroTime(now.0)),
         how: Some(HowOff::Clean),
-        off_by_host_at: Some(now.clone()),
-        drained_at: Some(now.clone()),
-        writers_gone_at: Some(now.clone()),
-        equal_at: Some(now.clone()),
+        off_by_host_at: Some(MicroTime(now.0)),
+        drained_at: Some(MicroTime(now.0)),
+        writers_gone_at: Some(MicroTime(now.0)),
+        equal_at: Some(MicroTime(now.0)),
         blake3: vec![],
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use drover::api::VmMigration;
-use drover::api::common::Time;
+use drover::api::common::MicroTime;
 use nix::sys::signal::Signal;
 
 use super::Lab;
@@ -43,9 +43,9 @@ impl fmt::Display for Outcome {
             writeln!(out, "  found on the target's disk {disk}        {} (damaged: {})", records.upto, records.bad)?;
         }
         writeln!(out, "  lost                                {}", self.lost())?;
-        writeln!(out, "  downtime                            {} s", self.total().as_secs())?;
+        writeln!(out, "  downtime                            {:.1} s", self.total().as_secs_f64())?;
         for (name, part) in &self.downtime {
-            writeln!(out, "    {name:<34}{} s", part.as_secs())?;
+            writeln!(out, "    {name:<34}{:.1} s", part.as_secs_f64())?;
         }
         Ok(())
     }
@@ -80,8 +80,10 @@ impl Lab {
 
 fn downtime(migration: &VmMigration) -> Vec<(&'static str, Duration)> {
     let Some(cutover) = migration.status.as_ref().and_then(|status| status.cutover.clone()) else { return Vec::new() };
-    let between = |from: &Option<Time>, to: &Option<Time>| match (from, to) {
-        (Some(Time(from)), Some(Time(to))) => Duration::try_from(to.duration_since(*from)).unwrap_or_default(),
+    let between = |from: &Option<MicroTime>, to: &Option<MicroTime>| match (from, to) {
+        (Some(MicroTime(from)), Some(MicroTime(to))) => {
+            Duration::try_from(to.duration_since(*from)).unwrap_or_default()
+        }
         _ => Duration::ZERO,
     };
     let ordered_on = cutover.power_on.as_ref().map(|intent| intent.at.clone());
