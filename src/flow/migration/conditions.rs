@@ -96,10 +96,10 @@ fn phase(status: &VmMigrationStatus, outcome: &Progress) -> String {
     }
 }
 
-/// From the guest's power-off to its being heard again, or how long it has lasted by the latest thing seen.
+/// The outage as a user of the machine meets it: from the shutdown request until the guest is heard again.
 fn downtime(status: &VmMigrationStatus) -> Option<String> {
     let cutover = status.cutover.as_ref()?;
-    let MicroTime(off) = cutover.source_off_at.as_ref()?;
+    let MicroTime(down) = cutover.shutdown_requested_at.as_ref()?;
     let MicroTime(up) = cutover.reachable_at.as_ref()?;
-    Some(format!("{:.1} s", up.duration_since(*off).as_secs_f64()))
+    Some(format!("{:.1} s", up.duration_since(*down).as_secs_f64()))
 }

@@ -46,6 +46,8 @@ pub struct GuestSpec {
     pub title: Option<String>,
     /// Sizes in bytes.
     pub disks: Vec<u64>,
+    /// Bytes of noise on each disk, so that there is something to copy.
+    pub ballast_bytes: u64,
     pub mac: Option<String>,
     pub load: Load,
     pub on_poweroff: String,
@@ -62,6 +64,7 @@ impl Default for GuestSpec {
             uuid: None,
             title: None,
             disks: vec![128 << 20],
+            ballast_bytes: 0,
             mac: Some("52:54:00:0a:01:01".into()),
             load: Load::default(),
             on_poweroff: "destroy".into(),
@@ -134,7 +137,7 @@ impl Libvirt {
         let disks: Vec<PathBuf> =
             (0..spec.disks.len()).map(|index| self.dir.join(format!("images/{}-{index}.img", spec.name))).collect();
         for (index, (path, size_bytes)) in disks.iter().zip(&spec.disks).enumerate() {
-            make_disk(path, *size_bytes, index)?;
+            make_disk(path, *size_bytes, index, spec.ballast_bytes)?;
         }
         let console = self.dir.join(format!("images/{}.console", spec.name));
         let xml = self.dir.join(format!("images/{}.xml", spec.name));

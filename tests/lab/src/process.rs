@@ -11,25 +11,27 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 /// Lines: `+pid` a group to kill at the end, `-pid` forget it, `@dir` at the end kill every process named by a `*.pid` file in `dir`
-/// (QEMU under libvirt leaves its parent's group, but writes such a file).
+/// (QEMU under libvirt leaves its parent's group, but writes such a file), `=dir` at the end remove `dir` and all that is in it.
 /// (`-s KILL` because dash takes no `--` after `-9`; a pid is forgotten once only because the list would double otherwise.)
 const GUARD: &str = r#"
 trap '' INT TERM HUP QUIT
-pids=' ' dirs=''
+pids=' ' dirs='' trees=''
 while read -r line; do
   case "$line" in
     +*) pids="$pids${line#+} " ;;
     -*) p=" ${line#-} "; case "$pids" in *"$p"*) pids="${pids%%"$p"*} ${pids#*"$p"}" ;; esac ;;
     @*) dirs="$dirs ${line#@}" ;;
+    =*) trees="$trees ${line#=}" ;;
   esac
 done
 for p in $pids; do kill -s KILL -- "-$p" 2>/dev/null; done
 for d in $dirs; do for f in "$d"/*.pid; do [ -f "$f" ] && kill -s KILL "$(cat "$f")" 2>/dev/null; done; done
+for t in $trees; do rm -rf "$t" 2>/dev/null || { sleep 1; rm -rf "$t"; }; done
 exit 0
 "#;
 
@@ -44,11 +46,25 @@ static GUARD_PIPE: LazyLock<Mutex<Option<Child>>> = LazyLock::new(|| {
     Mutex::new(guard.ok())
 });
 
-fn tell_guard(line: &str) {
+/// False: there is no guard any more, the end has begun.
+fn tell_guard(line: &str) -> bool {
     let mut guard = GUARD_PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(stdin) = guard.as_mut().and_then(|child| child.stdin.as_mut()) {
-        let _ = writeln!(stdin, "{line}");
+    let stdin = guard.as_mut().and_then(|child| child.stdin.as_mut());
+    stdin.is_some_and(|stdin| writeln!(stdin, "{line}").is_ok())
+}
+
+/// Ends every child and removes every guarded directory now, whatever else the program is doing; nothing can be started after it.
+pub fn end_all() {
+    let guard = GUARD_PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    if let Some(mut guard) = guard {
+        drop(guard.stdin.take());
+        let _ = guard.wait();
     }
+}
+
+/// Removes `dir` and all that is in it when the lab ends.
+pub fn guard_directory(dir: &Path) {
+    tell_guard(&format!("={}", dir.display()));
 }
 
 /// Kills every process named by a `*.pid` file in `dir` when the lab ends.
@@ -78,8 +94,11 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {name} ({:?})", command.get_program()))?;
-        tell_guard(&format!("+{}", child.id()));
-        Ok(Self { name: name.into(), child, log: log.into() })
+        let guarded = tell_guard(&format!("+{}", child.id()));
+        let process = Self { name: name.into(), child, log: log.into() };
+        // Dropped, and so killed, if nobody guards it.
+        ensure!(guarded, "start {name}: the lab is ending");
+        Ok(process)
     }
 
     /// Process id, also the id of its group.

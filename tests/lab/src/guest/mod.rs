@@ -7,6 +7,7 @@ mod qemu;
 #[path = "../../guest/record.rs"]
 pub mod record;
 
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
@@ -43,14 +44,21 @@ impl Load {
     }
 }
 
-/// Makes a sparse raw disk with an ext4 file system labelled `drover<index>`.
-pub fn make_disk(path: &Path, size_bytes: u64, index: usize) -> Result<()> {
+/// Makes a sparse raw disk with an ext4 file system labelled `drover<index>`, in which a file of `ballast_bytes` noise takes space.
+pub fn make_disk(path: &Path, size_bytes: u64, index: usize, ballast_bytes: u64) -> Result<()> {
     std::fs::File::create(path)
         .and_then(|file| file.set_len(size_bytes))
         .with_context(|| format!("make {}", path.display()))?;
+    let content = tempfile::tempdir()?;
+    if ballast_bytes > 0 {
+        let mut noise = std::fs::File::open("/dev/urandom")?.take(ballast_bytes);
+        let mut ballast = std::fs::File::create(content.path().join("ballast"))?;
+        std::io::copy(&mut noise, &mut ballast).context("write the ballast of a disk")?;
+    }
     let label = format!("drover{index}");
     run(Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-L", &label, "-E", "lazy_itable_init=0,lazy_journal_init=0"])
+        .args(["-q", "-F", "-L", &label, "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d"])
+        .arg(content.path())
         .arg(path))
 }
 

@@ -25,6 +25,7 @@ use crate::libvirt::Libvirt;
 use crate::nfs::NfsExport;
 use crate::pipeline::{self, Pipeline, PipelineConfig};
 use crate::prism::{Prism, PrismConfig};
+use crate::process::guard_directory;
 use crate::runner::{Runner, RunnerConfig};
 use crate::throttle::Throttle;
 use crate::tools::Tools;
@@ -82,13 +83,14 @@ impl Lab {
     pub async fn start(dir: &Path, drover: &Path, options: LabOptions) -> Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let say = options.progress;
+        guard_directory(dir);
         ensure!(drover.is_file(), "there is no drover program at {}: build it with `cargo build`", drover.display());
-        say("tools");
+        say("pinned tools");
         let tools = tokio::task::spawn_blocking(Tools::ready).await??;
-        say("API server, etcd, controller-manager");
+        say("Kubernetes: etcd, kube-apiserver, kube-controller-manager");
         let cluster = Cluster::start(&part(dir, "cluster")?, &binaries(&tools))?;
         let client = cluster.client().await?;
-        say("NFS storage");
+        say("storage container: NFS-Ganesha");
         let nfs = NfsExport::start(&part(dir, "nfs")?, CONTAINER)?;
         let throttle = options.storage_bytes_per_s.map(|rate| Throttle::start(nfs.port(), rate)).transpose()?;
         say("libvirt");
@@ -107,7 +109,7 @@ impl Lab {
             hypervisor: hypervisor.clone(),
             log_path: dir.join("prism.log"),
         })?;
-        say("git server and pipeline");
+        say("git server, and a pipeline that runs terraform on push");
         let seed = pipeline::seed_files().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned())).collect();
         let git = GitServer::start(
             &part(dir, "git")?,
@@ -123,7 +125,7 @@ impl Lab {
             password: "prism-password".into(),
             log_path: dir.join("pipeline.log"),
         })?;
-        say("node and Drover");
+        say("node, and Drover's controller as manifests/operator has it");
         let runner = Runner::start(
             &cluster,
             RunnerConfig {
