@@ -99,9 +99,9 @@ fn a_killed_relay_costs_a_new_copy_and_not_the_guest() {
 #[test]
 fn a_hung_storage_holds_the_guest_up_no_longer_than_the_bound() {
     let host = Host::start();
-    // More than the relay's memory takes until the storage answers again.
-    let load = drover_lab::guest::Load { rate: 0, payload_bytes: 500_000, ring: 30 };
-    let guest = host.guest(&GuestSpec { load, disks: vec![2 * DISK], ..GuestSpec::default() });
+    // More bytes, none of them twice, than the relay's memory holds.
+    let load = drover_lab::guest::Load { rate: 0, payload_bytes: 500_000, ring: 160 };
+    let guest = host.guest(&GuestSpec { load, disks: vec![3 * DISK], ..GuestSpec::default() });
     let mut migration = Migration::of(&host, &guest);
     migration.want(Want::Mirror);
     migration.wait_in_sync();
@@ -125,7 +125,7 @@ fn a_restarted_daemon_is_waited_for_while_the_mirror_goes_on() {
     let (attempt, qemu) = (migration.attempt(&host, &guest), host.qemu(&guest));
     host.libvirt.kill_daemon();
     let message = migration.problem("HypervisorUnreachable");
-    assert!(message.contains("libvirt-sock"), "{message}");
+    assert!(message.contains("nothing was changed"), "{message}");
     let status = migration.status();
     assert_eq!((status.in_sync, status.reached), (Tri::Unknown, None));
     writes_on(&guest);

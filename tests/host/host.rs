@@ -71,7 +71,8 @@ impl Host {
     pub fn mark(&self, domain: &Domain) -> Option<(String, u64)> {
         let xml = self.libvirt.virsh(&["dumpxml", "--inactive", &domain.name]).unwrap();
         let document = roxmltree::Document::parse(&xml).unwrap();
-        let mark = document.descendants().find(|node| node.has_tag_name(("https://drover.dev/migration", "migration")))?;
+        let mark =
+            document.descendants().find(|node| node.has_tag_name(("https://drover.dev/migration", "migration")))?;
         let attribute = |name| mark.attribute(name).unwrap();
         Some((attribute("state").to_owned(), attribute("epoch").parse().unwrap()))
     }

@@ -42,8 +42,12 @@ impl Migration {
                 port: Some(host.line.port()),
                 mount_port: Some(host.storage.mount_port()),
             };
-            let target =
-                NfsFile { server, export: format!("/{}", host.storage.container()), path, size_bytes: size_bytes + MORE };
+            let target = NfsFile {
+                server,
+                export: format!("/{}", host.storage.container()),
+                path,
+                size_bytes: size_bytes + MORE,
+            };
             DiskCopy { device: format!("vd{letter}"), size_bytes: *size_bytes, target }
         });
         let order = BlockCopySpec {
@@ -143,7 +147,9 @@ impl Migration {
     pub fn wait_mid_copy(&self) {
         self.wait("copying", |status| {
             status.disks.first().is_some_and(|disk| {
-                disk.state == MirrorState::Copying && disk.copied_bytes > 2 * MIB && disk.copied_bytes < disk.total_bytes / 2
+                disk.state == MirrorState::Copying
+                    && disk.copied_bytes > 2 * MIB
+                    && disk.copied_bytes < disk.total_bytes / 2
             })
         });
     }

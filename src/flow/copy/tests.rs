@@ -109,7 +109,7 @@ impl Host {
             mark: None,
             mirrors: BTreeMap::new(),
             blocks: Fact::Known(
-                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { capacity_bytes: SIZE, job: None })).collect(),
+                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { size_bytes: SIZE, job: None })).collect(),
             ),
             libvirt_version: MIN_LIBVIRT,
             qemu_version: Version(7, 2, 0),
@@ -334,7 +334,7 @@ fn inspect_claims_and_reports_and_changes_nothing_else() {
 #[test]
 fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
     type Spoil = fn(&mut Host, &mut Seen);
-    let cases: [(&str, Want, Spoil); 13] = [
+    let cases: [(&str, Want, Spoil); 14] = [
         ("HypervisorUnreachable", Want::Mirror, |_, seen| seen.found = Fact::Unknown("refused".into())),
         ("DomainNotFound", Want::Inspect, |_, seen| {
             seen.found = Fact::Known(Found::None { seen_names: vec!["db".into()] })
@@ -348,6 +348,9 @@ fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
         ("VersionTooOld", Want::Mirror, |_, seen| domain(seen).libvirt_version = Version(7, 9, 9)),
         ("SourceNotRunning", Want::Mirror, |_, seen| domain(seen).power = Power::Off { orderly: true }),
         ("SourceChanged", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 512),
+        ("UnsupportedMachine", Want::Mirror, |_, seen| {
+            domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 100
+        }),
         ("SourceChanged", Want::Mirror, |_, seen| drop(domain(seen).machine.as_mut().unwrap().disks.pop())),
         ("UnsupportedMachine", Want::Mirror, |_, seen| {
             domain(seen).machine.as_mut().unwrap().on_poweroff = "restart".into()
