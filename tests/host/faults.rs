@@ -1,6 +1,6 @@
 //! What dies or hangs on the way: the guest runs on, and what is proven in the end is true.
 
-use drover::api::block_copy::Want;
+use drover::api::block_copy::{DiskCopyStatus, HowOff, MirrorState, Want};
 use drover::api::common::Tri;
 use drover_lab::libvirt::{Domain, GuestSpec};
 
@@ -48,25 +48,106 @@ fn a_killed_driver_leaves_the_mirror_to_the_next_one() {
     assert_not_held_up(&guest, 10);
 }
 
+/// Orders the shutdown with a storage that takes nothing from then on: the guest goes off, what it wrote last stays in the relay.
+fn shut_down_undrained(host: &Host, guest: &Domain, migration: &mut Migration) {
+    migration.want(Want::Quiesce);
+    migration
+        .wait("asked", |status| status.quiesce.as_ref().is_some_and(|proofs| proofs.shutdown_requested_at.is_some()));
+    host.storage.pause().unwrap();
+    guest.wait_state("shut off", LIMIT).unwrap();
+    let status = migration.wait("proven off", |status| {
+        status.quiesce.as_ref().is_some_and(|proofs| proofs.off_by_host_at.is_some() && proofs.how.is_some())
+    });
+    assert_eq!(status.quiesce.unwrap().drained_at, None);
+    let draining = |disk: &DiskCopyStatus| disk.state == MirrorState::Draining && disk.backlog_bytes > 0;
+    migration.wait("draining", |status| status.disks.iter().all(draining));
+}
+
 #[test]
-fn a_driver_killed_during_the_shutdown_is_followed_by_one_that_proves_it() {
+fn a_driver_killed_after_the_shutdown_is_followed_by_one_that_proves_it() {
     let host = Host::start();
     let guest = host.guest(&one_disk());
     let mut migration = Migration::of(&host, &guest);
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
-    // What the guest wrote last is still on its way when it goes off.
-    migration.want(Want::Quiesce);
-    migration.wait("shutting down", |status| {
-        status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some())
-    });
+    shut_down_undrained(&host, &guest, &mut migration);
     migration.restart_driver();
-    migration.wait("off", |status| status.quiesce.as_ref().is_some_and(|quiesce| quiesce.off_by_libvirt_at.is_some()));
-    migration.restart_driver();
+    host.storage.resume().unwrap();
     let status = migration.wait("reached", |status| status.reached == Some(Want::Quiesce));
-    let requested = |text: &str| text.matches("SHUTDOWN asked").count();
-    assert_eq!(requested(&guest.console().text()), 1);
+    assert_eq!(guest.console().text().matches("SHUTDOWN asked").count(), 1);
     migration.assert_moved(&host, &guest, &status);
+
+    // Somebody starts the source after all: nothing that was proven holds any more.
+    host.libvirt.virsh(&["start", "--paused", "web01"]).unwrap();
+    let message = migration.problem("SourceStartedAgain");
+    assert!(message.contains("Do not start the target"), "{message}");
+    let status = migration.status();
+    assert_eq!((status.reached, status.quiesce.unwrap().equal_at), (None, None));
+    until("marked as before", || host.mark(&guest).unwrap().0 == "claimed");
+    migration.want(Want::Retire);
+    migration.problem("SourceRunning");
+    assert_eq!((guest.state().unwrap().as_str(), host.mark(&guest).unwrap().0.as_str()), ("paused", "claimed"));
+}
+
+#[test]
+fn a_relay_killed_before_it_has_drained_is_no_proof_and_the_source_comes_back() {
+    let host = Host::start();
+    let guest = host.guest(&one_disk());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    shut_down_undrained(&host, &guest, &mut migration);
+    let last = guest.console().last_ack().unwrap();
+    migration.restart_relay();
+    host.storage.resume().unwrap();
+    let message = migration.problem("NotInSync");
+    assert!(message.contains("lost after the guest powered off"), "{message}");
+    assert_eq!((guest.state().unwrap().as_str(), migration.status().reached), ("shut off", None));
+    migration.want(Want::Release);
+    migration.finish();
+    assert_eq!((host.mark(&guest), migration.claim(&host, &guest)), (None, None));
+    assert!(guest.autostart().unwrap());
+    guest.wait_for_ack(last + 5, LIMIT).unwrap();
+    let verified = guest.console().verified()[&0];
+    assert!(verified.upto >= last && verified.bad == 0, "{verified:?}, {last} were acknowledged");
+}
+
+#[test]
+fn a_machine_that_others_switch_off_and_on_is_copied_anew() {
+    let host = Host::start();
+    let guest = host.guest(&one_disk());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    guest.shutdown().unwrap();
+    guest.wait_state("shut off", LIMIT).unwrap();
+    migration.problem("SourceNotRunning");
+    assert!(!migration.status().in_sync.is_yes());
+    migration.want(Want::Quiesce);
+    migration.problem("SourceNotRunning");
+    assert_eq!((migration.status().reached, migration.status().quiesce), (None, None));
+    migration.want(Want::Mirror);
+    guest.start().unwrap();
+    let status = migration.wait_in_sync();
+    assert_eq!(status.restarts, 1);
+    writes_on(&guest);
+    migration.quiesce(&host, &guest);
+}
+
+#[test]
+fn a_hung_relay_is_ended_by_a_release() {
+    let host = Host::start();
+    let guest = host.guest(&one_disk());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.relay.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    migration.problem("RelayUnreachable");
+    migration.want(Want::Release);
+    migration.finish();
+    assert_eq!(host.mirrors(&guest), [""; 0]);
+    assert_eq!((host.mark(&guest), migration.claim(&host, &guest)), (None, None));
+    writes_on(&guest);
 }
 
 #[test]
@@ -160,8 +241,22 @@ fn a_guest_that_does_not_obey_runs_on_as_it_was() {
     let status = migration.wait("looked at again", |status| status.seen_at > before);
     assert_eq!((status.problem.unwrap().reason.as_str(), status.reached), ("ShutdownTimedOut", None));
     assert_eq!((guest.state().unwrap().as_str(), guest.autostart().unwrap()), ("running", true));
+    killed_instead(&host, &guest, migration);
+}
+
+/// A guest that somebody kills after it was asked to shut down is off, but not cleanly.
+fn killed_instead(host: &Host, guest: &Domain, mut migration: Migration) {
+    migration.order.shutdown_timeout_seconds = 60;
+    migration.want(Want::Quiesce);
+    migration
+        .wait("asked", |status| status.quiesce.as_ref().is_some_and(|proofs| proofs.shutdown_requested_at.is_some()));
+    guest.destroy().unwrap();
+    let status = migration.wait("proven off", |status| {
+        status.quiesce.as_ref().is_some_and(|proofs| proofs.off_by_host_at.is_some() && proofs.how.is_some())
+    });
+    assert_eq!(status.quiesce.unwrap().how, Some(HowOff::Unclear));
     migration.want(Want::Release);
     migration.finish();
     assert_eq!((guest.state().unwrap().as_str(), guest.autostart().unwrap()), ("running", true));
-    assert_eq!((host.mark(&guest), migration.claim(&host, &guest)), (None, None));
+    assert_eq!((host.mark(guest), migration.claim(host, guest)), (None, None));
 }

@@ -78,10 +78,11 @@ impl Migration {
         let sizes: Vec<u64> = guest.disk_paths().iter().map(|path| std::fs::metadata(path).unwrap().len()).collect();
         let mut migration = Self::start(host, &format!("uid-{}", guest.name), &guest.name, &sizes);
         let status = migration.wait("inspected", |status| status.reached == Some(Want::Inspect));
-        let machine = status.machine.unwrap();
+        let machine = status.machine.clone().unwrap();
         assert_eq!(machine.uuid, host.uuid(guest));
         let seen: Vec<u64> = machine.disks.iter().map(|disk| disk.size_bytes).collect();
         assert_eq!(seen, sizes);
+        assert_eq!(status.problem, None);
         migration.order.domain_uuid = Some(machine.uuid);
         migration
     }

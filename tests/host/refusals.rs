@@ -48,6 +48,22 @@ fn a_machine_that_could_not_stay_off_is_refused() {
 }
 
 #[test]
+fn somebody_else_s_block_job_is_left_alone() {
+    let host = Host::start();
+    let domain = host.paused(&machine("copied"));
+    let other = host.dir().join("other.img").display().to_string();
+    host.libvirt.virsh(&["blockcopy", "copied", "vda", "--dest", &other, "--transient-job"]).unwrap();
+    let mirrors = host.mirrors(&domain);
+    let mut migration = Migration::of(&host, &domain);
+    migration.want(Want::Mirror);
+    assert!(migration.problem("ForeignBlockJob").contains("disk vda"));
+    migration.want(Want::Release);
+    migration.finish();
+    assert_eq!(host.mirrors(&domain), mirrors);
+    assert_eq!((host.mark(&domain), migration.claim(&host, &domain)), (None, None));
+}
+
+#[test]
 fn a_machine_that_is_off_is_refused() {
     let host = Host::start();
     let domain = host.libvirt.define(&machine("off")).unwrap();

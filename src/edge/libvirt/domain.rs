@@ -195,6 +195,9 @@ fn by_hostname(connect: &Connect, hostname: &str) -> Result<Result<Domain, Found
         }
         names.push(name);
     }
+    // libvirt lists them in no order: a report that changes with each look would be written each time.
+    names.sort();
+    bearers.sort_by(|(one, _), (other, _)| one.cmp(other));
     Ok(match bearers.len() {
         1 => Ok(bearers.remove(0).1),
         0 => Err(Found::None { seen_names: names.into_iter().take(NAMES_LISTED).collect() }),

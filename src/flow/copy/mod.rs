@@ -166,7 +166,7 @@ fn claim(turn: &mut Turn<'_>, domain: &DomainSeen) -> MemoryChange {
             turn.status.reached = Some(Want::Release);
             MemoryChange::Keep
         }
-        None => take_claim(turn, own_mark),
+        None => take_claim(turn, domain, own_mark),
         Some(before) => {
             let mut memory = before.clone();
             memory.epoch = turn.order.epoch;
@@ -183,15 +183,10 @@ fn already_claimed(domain: &DomainSeen, other: &Claim) -> String {
     )
 }
 
-fn take_claim(turn: &mut Turn<'_>, own_mark: Option<&Mark>) -> MemoryChange {
+fn take_claim(turn: &mut Turn<'_>, domain: &DomainSeen, own_mark: Option<&Mark>) -> MemoryChange {
     let mut memory = Memory::new(turn.order.claim.clone(), turn.order.epoch);
     memory.autostart_was = own_mark.and_then(|mark| mark.autostart_was);
-    turn.effects.push(Effect::WriteMark(Mark {
-        claim: turn.order.claim.clone(),
-        epoch: turn.order.epoch,
-        state: own_mark.map_or(MarkState::Claimed, |mark| mark.state),
-        autostart_was: memory.autostart_was,
-    }));
+    turn.mark(domain, &memory, own_mark.map_or(MarkState::Claimed, |mark| mark.state));
     turn.soon();
     MemoryChange::Create(Box::new(memory))
 }

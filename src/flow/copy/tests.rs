@@ -372,6 +372,16 @@ fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
     }
 }
 
+/// libvirt refuses to write into a configuration that is not there: trying it in each turn would hide what matters.
+#[test]
+fn a_transient_domain_is_claimed_without_a_mark() {
+    let mut host = Host::new(Want::Inspect);
+    host.domain.machine.as_mut().unwrap().persistent = false;
+    host.turns(3);
+    assert_eq!((host.status.reached, host.reason()), (Some(Want::Inspect), ""));
+    assert_eq!((host.memory.is_some(), host.done.as_slice()), (true, [].as_slice()));
+}
+
 fn domain(seen: &mut Seen) -> &mut DomainSeen {
     match &mut seen.found {
         Fact::Known(Found::One(domain)) => domain,
