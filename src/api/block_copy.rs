@@ -88,9 +88,11 @@ pub enum Want {
     Mirror,
     /// Shut the source down, prove it off, drain, prove source and target equal. Once the guest is off, nothing starts it but `Release`.
     Quiesce,
+    /// The target runs: the source stays off, marked as migrated, and nothing is written or started any more. The claim is kept.
+    KeepOff,
     /// End the mirror, give up the claim, restore autostart, and start the source if it was shut down by `Quiesce`.
     Release,
-    /// After the target has taken over: end everything but keep the source off, marked, with autostart disabled.
+    /// Like `KeepOff`, and the claim is given up: the mark forbids all that a claim would.
     Retire,
 }
 

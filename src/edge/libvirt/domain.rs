@@ -73,9 +73,9 @@ impl Libvirt {
             let running = domain.is_active().map_err(tried("asking whether it runs"))?;
             let look = |device: String| {
                 let failed = |source| Error::Libvirt { what: format!("asking for disk {device}"), source };
-                let capacity_bytes = ffi::capacity_bytes(&domain, &device).map_err(failed)?;
+                let size_bytes = ffi::size_bytes(&domain, &device).map_err(failed)?;
                 let job = if running { ffi::block_job(&domain, &device).map_err(failed)? } else { None };
-                Ok((device, BlockSeen { capacity_bytes, job }))
+                Ok((device, BlockSeen { size_bytes, job }))
             };
             devices.into_iter().map(look).collect()
         })

@@ -86,14 +86,18 @@ pub fn block_job_set_speed(domain: &Domain, disk: &str, bandwidth_bytes_s: u64) 
     check(unsafe { sys::virDomainBlockJobSetSpeed(domain.as_ptr(), disk.as_ptr(), bandwidth, flags) }).map(drop)
 }
 
-/// Virtual size of `disk` in bytes.
-pub fn capacity_bytes(domain: &Domain, disk: &str) -> Result<u64, Error> {
+/// What QEMU rounds sizes up to.
+const SECTOR_BYTES: u64 = 512;
+
+/// Size of `disk` in bytes. QEMU tells a guest of whole sectors only; a raw file that ends within one is told as it is.
+pub fn size_bytes(domain: &Domain, disk: &str) -> Result<u64, Error> {
     let disk = c_string(disk)?;
     // SAFETY: the struct is plain integers, for which zero is a value.
     let mut info: sys::virDomainBlockInfo = unsafe { zeroed() };
     // SAFETY: the domain and the string live through the call, `info` is a valid place for the answer.
     check(unsafe { sys::virDomainGetBlockInfo(domain.as_ptr(), disk.as_ptr(), &raw mut info, 0) })?;
-    Ok(info.capacity)
+    let rounded = info.capacity == info.physical.next_multiple_of(SECTOR_BYTES);
+    Ok(if rounded { info.physical } else { info.capacity })
 }
 
 /// Shutdowns that libvirt reported, oldest first: domain uuid and who asked for it.

@@ -13,6 +13,8 @@ use crate::api::block_copy::{DiskCopy, DiskCopyStatus, MirrorState, Want};
 use crate::api::common::Tri;
 use crate::api::machine::{DiskFormat, DiskSource, Machine};
 
+/// QEMU mirrors whole sectors.
+const SECTOR_BYTES: u64 = 512;
 /// In sync demands that the relay's backlog can be written within this time, at the rate the target takes it now: it bounds the outage.
 pub const MAX_DRAIN_SECONDS: u64 = 60;
 /// A backlog this small is in sync whatever the rate: a rate is not known while nearly nothing is written.
@@ -63,6 +65,12 @@ fn check_source(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory) -> Result
     for disk in &machine.disks {
         if disk.format != DiskFormat::Raw || disk.source == DiskSource::Other {
             return unsupported(format!("Disk {} is no raw file or block device.", disk.device));
+        }
+        if !disk.size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return unsupported(format!(
+                "Disk {} has {} bytes, no multiple of {SECTOR_BYTES}: its last bytes could not be compared.",
+                disk.device, disk.size_bytes
+            ));
         }
     }
     if turn.order.disks.is_empty() {

@@ -4,6 +4,7 @@
 //!   Inspect   find, claim, report
 //!   Mirror    open exports -> start mirrors -> follow; any break voids the whole attempt and it starts again   ([`mirror`])
 //!   Quiesce   in sync -> mark -> shut down -> off, twice -> drained -> writers gone -> equal                   ([`quiesce`])
+//!   KeepOff   the target runs: write nothing, start nothing, marked as migrated                                ([`release`])
 //!   Release   cut the mirror -> autostart back -> start what was shut down -> unmark, unclaim                  ([`release`])
 //!   Retire    close -> marked as migrated -> unclaim                                                           ([`release`])
 //! ```
@@ -166,7 +167,7 @@ fn claim(turn: &mut Turn<'_>, domain: &DomainSeen) -> MemoryChange {
             turn.status.reached = Some(Want::Release);
             MemoryChange::Keep
         }
-        None => take_claim(turn, own_mark),
+        None => take_claim(turn, domain, own_mark),
         Some(before) => {
             let mut memory = before.clone();
             memory.epoch = turn.order.epoch;
@@ -183,15 +184,10 @@ fn already_claimed(domain: &DomainSeen, other: &Claim) -> String {
     )
 }
 
-fn take_claim(turn: &mut Turn<'_>, own_mark: Option<&Mark>) -> MemoryChange {
+fn take_claim(turn: &mut Turn<'_>, domain: &DomainSeen, own_mark: Option<&Mark>) -> MemoryChange {
     let mut memory = Memory::new(turn.order.claim.clone(), turn.order.epoch);
     memory.autostart_was = own_mark.and_then(|mark| mark.autostart_was);
-    turn.effects.push(Effect::WriteMark(Mark {
-        claim: turn.order.claim.clone(),
-        epoch: turn.order.epoch,
-        state: own_mark.map_or(MarkState::Claimed, |mark| mark.state),
-        autostart_was: memory.autostart_was,
-    }));
+    turn.mark(domain, &memory, own_mark.map_or(MarkState::Claimed, |mark| mark.state));
     turn.soon();
     MemoryChange::Create(Box::new(memory))
 }
@@ -200,8 +196,8 @@ fn take_claim(turn: &mut Turn<'_>, own_mark: Option<&Mark>) -> MemoryChange {
 fn without_claim_on_migrated(turn: &mut Turn<'_>, ours: bool) {
     match turn.order.want {
         Want::Inspect | Want::Release => turn.status.reached = Some(turn.order.want),
-        Want::Retire if ours => turn.status.reached = Some(Want::Retire),
-        Want::Retire | Want::Mirror | Want::Quiesce => already_migrated(turn),
+        Want::KeepOff | Want::Retire if ours => turn.status.reached = Some(turn.order.want),
+        Want::KeepOff | Want::Retire | Want::Mirror | Want::Quiesce => already_migrated(turn),
     }
 }
 
@@ -214,11 +210,11 @@ fn already_migrated(turn: &mut Turn<'_>) {
 
 fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated: bool) {
     remember_holders(turn, memory);
-    if migrated && turn.order.want != Want::Retire {
+    if migrated && !matches!(turn.order.want, Want::KeepOff | Want::Retire) {
         return already_migrated(turn);
     }
     let too_old = domain.libvirt_version < MIN_LIBVIRT || domain.qemu_version < MIN_QEMU;
-    if too_old && turn.order.want < Want::Release {
+    if too_old && turn.order.want < Want::KeepOff {
         turn.problem(
             "VersionTooOld",
             format!(
@@ -236,6 +232,7 @@ fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated:
         }
         Want::Quiesce => quiesce::quiesce(turn, domain, memory),
         Want::Release => release::release(turn, domain, memory),
+        Want::KeepOff => release::keep_off(turn, domain, memory),
         Want::Retire => release::retire(turn, domain, memory),
     }
 }

@@ -5,6 +5,7 @@ use super::memory::{MarkState, Memory};
 use super::mirror;
 use super::seen::{DomainSeen, Fact, Power};
 use super::turn::Turn;
+use crate::api::block_copy::Want;
 
 /// Cuts the mirror, restores autostart, starts the source if `Quiesce` shut it down, then gives up mark and claim.
 ///
@@ -79,14 +80,26 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory) -> bool {
     none
 }
 
-/// The target has taken over: everything ends, the source stays off and marked, and the claim is given up: the mark forbids all that a
-/// claim would.
+/// The target has taken over: nothing is written any more, the source stays off and marked.
+pub(super) fn keep_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
+    if kept_off(turn, domain, memory) {
+        turn.status.reached = Some(Want::KeepOff);
+    }
+}
+
+/// Like [`keep_off`], and the claim is given up: the mark forbids all that a claim would.
 pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
-    mirror::report(turn, domain, memory);
     turn.soon();
+    if kept_off(turn, domain, memory) {
+        turn.effects.push(Effect::DeleteClaim);
+    }
+}
+
+fn kept_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) -> bool {
+    mirror::report(turn, domain, memory);
     if !matches!(domain.power, Power::Off { .. }) {
-        let message = "The source is to be retired but is not off. If the target runs, shut the source down by hand at once; nothing was done here.";
-        return turn.problem("SourceRunning", message.into());
+        let message = "The source was started, but the target has taken over. Shut the source down by hand at once, if the target runs: its writes go nowhere. Nothing was done here.";
+        turn.problem("SourceRunning", message.into());
     }
     let closed = match &turn.seen.relay {
         Fact::Known(relay) => turn.close_exports(relay, false),
@@ -99,7 +112,5 @@ pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memo
     if domain.autostart {
         turn.effects.push(Effect::SetAutostart(false));
     }
-    if closed && marked && !domain.autostart {
-        turn.effects.push(Effect::DeleteClaim);
-    }
+    closed && marked && !domain.autostart && turn.status.problem.is_none()
 }

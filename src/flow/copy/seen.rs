@@ -122,7 +122,7 @@ pub struct MirrorSeen {
 /// One disk as QEMU tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockSeen {
-    pub capacity_bytes: u64,
+    pub size_bytes: u64,
     /// The running block job, if any.
     pub job: Option<JobSeen>,
 }

@@ -109,7 +109,7 @@ impl Host {
             mark: None,
             mirrors: BTreeMap::new(),
             blocks: Fact::Known(
-                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { capacity_bytes: SIZE, job: None })).collect(),
+                DEVICES.iter().map(|d| ((*d).to_owned(), BlockSeen { size_bytes: SIZE, job: None })).collect(),
             ),
             libvirt_version: MIN_LIBVIRT,
             qemu_version: Version(7, 2, 0),
@@ -334,7 +334,7 @@ fn inspect_claims_and_reports_and_changes_nothing_else() {
 #[test]
 fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
     type Spoil = fn(&mut Host, &mut Seen);
-    let cases: [(&str, Want, Spoil); 13] = [
+    let cases: [(&str, Want, Spoil); 14] = [
         ("HypervisorUnreachable", Want::Mirror, |_, seen| seen.found = Fact::Unknown("refused".into())),
         ("DomainNotFound", Want::Inspect, |_, seen| {
             seen.found = Fact::Known(Found::None { seen_names: vec!["db".into()] })
@@ -348,6 +348,9 @@ fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
         ("VersionTooOld", Want::Mirror, |_, seen| domain(seen).libvirt_version = Version(7, 9, 9)),
         ("SourceNotRunning", Want::Mirror, |_, seen| domain(seen).power = Power::Off { orderly: true }),
         ("SourceChanged", Want::Mirror, |_, seen| domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 512),
+        ("UnsupportedMachine", Want::Mirror, |_, seen| {
+            domain(seen).machine.as_mut().unwrap().disks[0].size_bytes += 100
+        }),
         ("SourceChanged", Want::Mirror, |_, seen| drop(domain(seen).machine.as_mut().unwrap().disks.pop())),
         ("UnsupportedMachine", Want::Mirror, |_, seen| {
             domain(seen).machine.as_mut().unwrap().on_poweroff = "restart".into()
@@ -367,6 +370,16 @@ fn what_cannot_be_moved_is_a_named_problem_and_nothing_is_done() {
         let harmless = |effect: &Effect| matches!(effect, Effect::WriteMark(mark) if mark.state == MarkState::Claimed);
         assert!(decision.effects.iter().all(harmless), "{reason}: {:?}", decision.effects);
     }
+}
+
+/// libvirt refuses to write into a configuration that is not there: trying it in each turn would hide what matters.
+#[test]
+fn a_transient_domain_is_claimed_without_a_mark() {
+    let mut host = Host::new(Want::Inspect);
+    host.domain.machine.as_mut().unwrap().persistent = false;
+    host.turns(3);
+    assert_eq!((host.status.reached, host.reason()), (Some(Want::Inspect), ""));
+    assert_eq!((host.memory.is_some(), host.done.as_slice()), (true, [].as_slice()));
 }
 
 fn domain(seen: &mut Seen) -> &mut DomainSeen {

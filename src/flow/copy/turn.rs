@@ -107,7 +107,8 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Brings the domain's mark to `state` under this order's epoch. True when it is there already.
+    /// Brings the domain's mark to `state` under this order's epoch. True when it is there already, or can be nowhere: a transient domain
+    /// has no configuration to bear it, and is never shut down.
     pub fn mark(&mut self, domain: &DomainSeen, memory: &Memory, state: MarkState) -> bool {
         let wanted = Mark {
             claim: self.order.claim.clone(),
@@ -115,7 +116,8 @@ impl<'a> Turn<'a> {
             state,
             autostart_was: memory.autostart_was,
         };
-        if domain.mark.as_ref() == Some(&wanted) {
+        let transient = domain.machine.as_ref().is_ok_and(|machine| !machine.persistent);
+        if transient || domain.mark.as_ref() == Some(&wanted) {
             return true;
         }
         self.effects.push(Effect::WriteMark(wanted));

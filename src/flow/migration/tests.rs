@@ -189,7 +189,7 @@ impl World {
         match want {
             Want::Quiesce => self.source_runs = false,
             Want::Release => self.source_runs = true,
-            Want::Inspect | Want::Mirror | Want::Retire => {}
+            Want::Inspect | Want::Mirror | Want::KeepOff | Want::Retire => {}
         }
         copy.status = Some(BlockCopyStatus {
             epoch: Some(copy.spec.epoch),

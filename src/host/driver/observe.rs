@@ -92,7 +92,7 @@ async fn ask_monitor(driver: &Driver, domain: &mut DomainSeen) {
     domain.blocks = known(driver.libvirt.blocks(domain.uuid.clone(), devices).await);
     if let Fact::Known(blocks) = &domain.blocks {
         for disk in &mut machine.disks {
-            disk.size_bytes = blocks.get(&disk.device).map_or(0, |block| block.capacity_bytes);
+            disk.size_bytes = blocks.get(&disk.device).map_or(0, |block| block.size_bytes);
         }
     }
 }

@@ -1,0 +1,93 @@
+//! The way as it is meant: inspected, mirrored, shut down, proven equal; then retired or given back.
+
+use drover::api::block_copy::Want;
+use drover_lab::libvirt::GuestSpec;
+
+use crate::host::{DISK, Host, LIMIT};
+use crate::migration::{Migration, assert_not_held_up};
+
+#[test]
+fn a_guest_is_moved_whole_and_its_source_stays_off() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { disks: vec![DISK, DISK + 512], ..GuestSpec::default() });
+    let mut migration = Migration::of(&host, &guest);
+    assert_eq!(host.mark(&guest), Some(("claimed".into(), 1)));
+    assert!(guest.autostart().unwrap(), "an order to look has changed the machine");
+    assert_eq!(host.mirrors(&guest), [""; 0]);
+
+    migration.want(Want::Mirror);
+    let status = migration.wait_in_sync();
+    assert_eq!((status.restarts, status.problem), (0, None));
+    assert!(guest.autostart().unwrap());
+    guest.wait_for_ack(guest.console().last_ack().unwrap() + 20, LIMIT).unwrap();
+    migration.quiesce(&host, &guest);
+    assert_not_held_up(&guest, 10);
+
+    migration.want(Want::Retire);
+    migration.finish();
+    assert_eq!(migration.status().reached, Some(Want::Retire));
+    assert_eq!(guest.state().unwrap(), "shut off");
+    assert_eq!(host.mark(&guest), Some(("migrated".into(), migration.order.epoch)));
+    assert!(!guest.autostart().unwrap());
+    assert_eq!(migration.claim(&host, &guest), None);
+    never_again(&host, &guest);
+}
+
+/// A machine that has moved is not copied or started again, by its own migration or another.
+fn never_again(host: &Host, guest: &drover_lab::libvirt::Domain) {
+    for uid in ["uid-web01", "uid-later"] {
+        let mut migration = Migration::start(host, uid, "web01", &[DISK, DISK + 512]);
+        for want in [Want::Mirror, Want::Quiesce] {
+            migration.order.epoch += 10;
+            migration.want(want);
+            assert!(migration.problem("AlreadyMigrated").contains("runs elsewhere"));
+        }
+        migration.want(Want::Release);
+        migration.finish();
+        assert_eq!(migration.status().reached, Some(Want::Release));
+        assert_eq!(guest.state().unwrap(), "shut off");
+        assert_eq!(host.mark(guest).unwrap().0, "migrated");
+        assert!(!guest.autostart().unwrap());
+        assert_eq!(migration.claim(host, guest), None);
+    }
+}
+
+#[test]
+fn a_released_machine_runs_again_as_it_was() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec::default());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.quiesce(&host, &guest);
+    let last = guest.console().last_ack().unwrap();
+
+    migration.want(Want::Release);
+    migration.finish();
+    assert_eq!(migration.status().reached, Some(Want::Release));
+    assert_eq!(guest.state().unwrap(), "running");
+    assert!(guest.autostart().unwrap());
+    assert_eq!(host.mark(&guest), None);
+    assert_eq!(migration.claim(&host, &guest), None);
+    guest.wait_for_ack(last + 5, LIMIT).unwrap();
+    let verified = guest.console().verified()[&0];
+    assert!(verified.upto >= last && verified.bad == 0, "{verified:?}, {last} were acknowledged");
+}
+
+#[test]
+fn a_mirror_that_is_released_leaves_the_guest_running() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { disks: vec![DISK], ..GuestSpec::default() });
+    let qemu = host.qemu(&guest);
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.want(Want::Release);
+    migration.finish();
+    assert_eq!((host.qemu(&guest), guest.state().unwrap()), (qemu, "running".into()));
+    assert_eq!(host.mirrors(&guest), [""; 0]);
+    assert_eq!((host.mark(&guest), migration.claim(&host, &guest)), (None, None));
+    assert!(guest.autostart().unwrap());
+    guest.wait_for_ack(guest.console().last_ack().unwrap() + 20, LIMIT).unwrap();
+    assert_not_held_up(&guest, 10);
+}
