@@ -11,6 +11,7 @@ use crate::api::block_copy::BlockCopySpec;
 use crate::api::vm_migration::{PlanStatus, PowerOnIntent};
 use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
 use crate::edge::git;
+use crate::edge::prism::TaskState;
 use crate::flow::migration::{Effect, Fact, PowerOnPermit, Refusal, Seen};
 use crate::render;
 
@@ -62,8 +63,17 @@ async fn order_copy(
     let Fact::Known(known) = &seen.copy else { return Ok(()) };
     match known {
         Some(copy) => {
-            let changed = BlockCopy { spec, ..copy.clone() };
-            copies(context).replace(&copy.name_any(), &PostParams::default(), &changed).await?;
+            let api = copies(context);
+            let mut changed = BlockCopy { spec, ..copy.clone() };
+            // The host side reports all the time, and each report is a new version. The order is fenced by the spec that it replaces.
+            while let Err(error) = api.replace(&changed.name_any(), &PostParams::default(), &changed).await {
+                let is_conflict = matches!(&error, kube::Error::Api(status) if status.is_conflict());
+                let now = api.get(&copy.name_any()).await?;
+                if !is_conflict || now.spec != copy.spec || now.metadata.uid != copy.metadata.uid {
+                    return Err(error.into());
+                }
+                changed = BlockCopy { spec: changed.spec, ..now };
+            }
         }
         None => {
             let mut copy = BlockCopy::new(&observe::copy_name(migration), spec);
@@ -130,8 +140,12 @@ async fn power_on(
 ) -> Result<(), Failure> {
     let setup = seen.setup.as_ref().map_err(refused)?;
     let central = observe::central(context, &setup.cluster).await.map_err(|refusal| refused(&refusal))?;
-    central.power_on(ext_id, &intent.etag, &intent.request_id).await?;
-    Ok(())
+    let task = central.power_on(ext_id, &intent.etag, &intent.request_id).await?;
+    // A failure is told at once; an order that is not carried out yet is looked at in the next turn.
+    match central.task(&task).await? {
+        TaskState::Failed { message } => Err(format!("Prism did not power the target on: {message}").into()),
+        TaskState::Open | TaskState::Succeeded => Ok(()),
+    }
 }
 
 fn refused(refusal: &Refusal) -> Failure {

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client};
 
 use super::MAX_BACKOFF;
-use crate::flow::migration::Refusal;
+use crate::flow::migration::{Refusal, TargetVm};
 use crate::render::job::JobSettings;
 
 /// What went wrong in a turn, by stage.
@@ -42,7 +42,11 @@ pub struct Context {
     pub installation: String,
     pub jobs: JobSettings,
     failures: Mutex<HashMap<String, Failure>>,
+    targets: Mutex<HashMap<String, (Instant, Vec<TargetVm>)>>,
 }
+
+/// How long an answer of Prism will do while nothing hangs on it: hundreds of machines may be in step for days.
+const TARGET_AGE: Duration = Duration::from_secs(15);
 
 /// Failures in a row of one object.
 #[derive(Clone)]
@@ -59,7 +63,7 @@ impl Context {
                 .context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
         })?;
         let installation = own.metadata.uid.unwrap_or_default();
-        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default() })
+        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default(), targets: Mutex::default() })
     }
 
     /// Notes a failed turn; returns how long to wait before the next.
@@ -79,6 +83,19 @@ impl Context {
     /// What the last turn of an object met, if it failed.
     pub fn last_failure(&self, uid: &str) -> Option<Refusal> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(uid).map(|failure| failure.refusal.clone())
+    }
+
+    /// What Prism said of an object's target a moment ago.
+    pub fn recent_target(&self, uid: &str) -> Option<Vec<TargetVm>> {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.get(uid).filter(|(at, _)| at.elapsed() < TARGET_AGE).map(|(_, vms)| vms.clone())
+    }
+
+    /// Notes what Prism says of an object's target.
+    pub fn remember_target(&self, uid: &str, vms: &[TargetVm]) {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.retain(|_, (at, _)| at.elapsed() < TARGET_AGE);
+        targets.insert(uid.into(), (Instant::now(), vms.to_vec()));
     }
 
     /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.

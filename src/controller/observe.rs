@@ -7,7 +7,7 @@ use super::setup;
 use crate::api::common::Tri;
 use crate::api::nutanix_cluster::PrismEndpoint;
 use crate::api::vm_migration::PlanStatus;
-use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration};
+use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
 use crate::edge::git::{self, Credentials, Publication};
 use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
 use crate::flow::migration::{Fact, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
@@ -24,29 +24,58 @@ pub fn copy_name(migration: &VmMigration) -> String {
 pub async fn observe(context: &Context, migration: &VmMigration) -> Seen {
     let status = migration.status.clone().unwrap_or_default();
     let setup = setup::resolve(context, migration).await;
+    let mut seen = Seen {
+        setup,
+        copy: Fact::NotAsked,
+        placement: Fact::NotAsked,
+        published: Fact::NotAsked,
+        target: Fact::NotAsked,
+    };
+    if let Ok(setup) = seen.setup.clone() {
+        outside(context, migration, &status, &setup, &mut seen).await;
+    }
+    // Last: Prism may take long to answer, and the host side reports every few seconds.
     let copies: Api<BlockCopy> = Api::namespaced(context.client.clone(), &context.namespace);
-    let copy = match copies.get_opt(&copy_name(migration)).await {
+    seen.copy = match copies.get_opt(&copy_name(migration)).await {
         Ok(copy) => Fact::Known(copy),
         Err(error) => Fact::Unknown(Refusal::new("BlockCopyUnreadable", format!("read the BlockCopy: {error}"))),
     };
-    let mut seen = Seen { setup, copy, placement: Fact::NotAsked, published: Fact::NotAsked, target: Fact::NotAsked };
-    let Ok(setup) = &seen.setup else { return seen };
-    let needs = needs(&status);
+    seen
+}
+
+/// What Prism and the repository tell, as far as it is needed.
+async fn outside(
+    context: &Context,
+    migration: &VmMigration,
+    status: &VmMigrationStatus,
+    setup: &Setup,
+    seen: &mut Seen,
+) {
+    let needs = needs(status);
     if needs.placement || needs.target {
         let central = central(context, &setup.cluster).await;
         if needs.placement {
             seen.placement = fact(placement(&central, &setup.cluster).await);
         }
-        if needs.target {
-            let ext_id = status.target.as_ref().map(|target| target.ext_id.as_str());
-            let vms = target(context, &central, &setup.cluster, &migration.spec.hostname, ext_id, needs.backing).await;
-            seen.target = fact(vms);
-        }
+        let uid = migration.uid().unwrap_or_default();
+        let remembered = if needs.target_may_be_old { context.recent_target(&uid) } else { None };
+        seen.target = match (needs.target, remembered) {
+            (false, _) => Fact::NotAsked,
+            (true, Some(vms)) => Fact::Known(vms),
+            (true, None) => {
+                let ext_id = status.target.as_ref().map(|target| target.ext_id.as_str());
+                let vms = target(context, &central, &setup.cluster, &migration.spec.hostname, ext_id, needs.backing);
+                let vms = fact(vms.await);
+                if let Fact::Known(vms) = &vms {
+                    context.remember_target(&uid, vms);
+                }
+                vms
+            }
+        };
     }
     if let (true, Some(plan)) = (needs.published, &status.plan) {
         seen.published = fact(published(context, migration, setup, plan).await);
     }
-    seen
 }
 
 fn fact<T>(result: Result<T, Refusal>) -> Fact<T> {
@@ -151,6 +180,7 @@ fn target_vm(vm: Vm, etag: String, backing: &[ElementDisk]) -> TargetVm {
     TargetVm {
         ext_id: vm.ext_id,
         name: vm.name,
+        description: vm.description,
         on: match vm.power_state {
             PowerState::On => Tri::Yes,
             PowerState::Off => Tri::No,

@@ -16,7 +16,10 @@ pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup
     let repositories =
         list::<TerraformRepository>(Api::namespaced(client.clone(), &namespace), "TerraformRepository").await?;
     let spec = &migration.spec;
-    let host = choose("LibvirtHost", "sourceRef", spec.source_ref.as_ref(), hosts, |host| {
+    // Once the machine was found, its orders go to that hypervisor and no other.
+    let found_on = migration.status.as_ref().and_then(|status| status.source.as_ref());
+    let found_on = found_on.map(|source| NameRef { name: source.host.clone() });
+    let host = choose("LibvirtHost", "sourceRef", found_on.as_ref().or(spec.source_ref.as_ref()), hosts, |host| {
         host.spec.allowed_namespaces.contains(&namespace)
     })?;
     let cluster = choose("NutanixCluster", "targetRef", spec.target_ref.as_ref(), clusters, |cluster| {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::conditions;
 use super::effect::Effect;
 use super::seen::{Fact, Refusal, Seen};
-use super::step::{self, Progress};
+use super::step::{self, Progress, Step};
 use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
@@ -62,7 +62,12 @@ const LATER: Duration = Duration::from_secs(30);
 pub fn decide(input: &Input<'_>) -> Decision {
     let mut draft = Draft { status: input.status.clone(), effects: Vec::new() };
     draft.status.observed_generation = Some(input.generation);
-    let outcome = if input.deleting { let_go(input, &mut draft) } else { advance(input, &mut draft) };
+    let outcome = match (input.deleting, boot_is_ordered(input)) {
+        // The target was ordered to boot: a machine that is neither here nor there is no state to leave it in.
+        (true, true) => walk(input, &mut draft),
+        (true, false) => let_go(input, &mut draft),
+        (false, _) => advance(input, &mut draft),
+    };
     let outcome = with_failure(input, outcome);
     let wake = match &outcome {
         Progress::Waits { refusal, stalled } => {
@@ -84,11 +89,23 @@ fn advance(input: &Input<'_>, draft: &mut Draft) -> Progress {
         return Progress::waits("Claiming", "adding the finalizer that keeps the machine from being forgotten");
     }
     begin_attempt(input, draft);
-    step::take_over_report(input, draft);
     super::gate::bind_approval(input, draft);
     if input.spec.rollback == Some(true) {
+        step::take_over_report(input, draft);
         return step::undo(input, draft);
     }
+    walk(input, draft)
+}
+
+/// The recorded order to power on has not been seen carried out.
+fn boot_is_ordered(input: &Input<'_>) -> bool {
+    let cutover = input.status.cutover.as_ref();
+    cutover.is_some_and(|cutover| cutover.power_on.is_some() && cutover.target_on_at.is_none())
+}
+
+/// To the first step of the table that is not done.
+fn walk(input: &Input<'_>, draft: &mut Draft) -> Progress {
+    step::take_over_report(input, draft);
     for row in step::TABLE {
         let progress = (row.advance)(input, draft);
         step::note_step(&mut draft.status, row.step, matches!(progress, Progress::Done), input.now);
@@ -102,27 +119,26 @@ fn advance(input: &Input<'_>, draft: &mut Draft) -> Progress {
     Progress::Done
 }
 
-/// A raised `spec.attempt` forgets what stopped the last one, unless the target was already ordered to boot.
+/// A raised `spec.attempt` forgets a cutover that was given up, once the source was given back.
 fn begin_attempt(input: &Input<'_>, draft: &mut Draft) {
     let wanted = input.spec.attempt.unwrap_or(0);
     let status = &mut draft.status;
-    let ordered_on = status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_some());
-    if status.attempt.is_some_and(|begun| begun < wanted) && !ordered_on && released(input) {
-        status.cutover = None;
-        status.steps.retain(|step| !matches!(step.name.as_str(), "Mirror" | "Quiesce" | "Prove"));
-    }
-    if status.attempt.is_none() || !ordered_on && released(input) {
-        status.attempt = Some(wanted);
+    let raised = status.attempt.is_some_and(|begun| begun < wanted);
+    match &status.cutover {
+        None => status.attempt = Some(wanted),
+        Some(cutover) if raised && cutover.abandoned.is_some() && released(input) => {
+            status.cutover = None;
+            status.steps.retain(|step| !matches!(step.name.as_str(), "Mirror" | "Approve" | "Quiesce" | "Prove"));
+            status.attempt = Some(wanted);
+        }
+        // What is under way is not forgotten: it ends by itself, one way or the other.
+        Some(_) => {}
     }
 }
 
-/// A source that an abandoned cutover shut down must have been released before a new attempt.
+/// The host side has given the source back, and says so.
 fn released(input: &Input<'_>) -> bool {
-    let Fact::Known(copy) = &input.seen.copy else { return false };
-    match copy {
-        None => true,
-        Some(copy) => copy.spec.want != Want::Release || reached(copy, Want::Release),
-    }
+    matches!(&input.seen.copy, Fact::Known(Some(copy)) if reached(copy, Want::Release))
 }
 
 /// Whether the host side has reached `want` for the order that the `BlockCopy` now holds.
@@ -137,16 +153,22 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if !input.held {
         return Progress::Done;
     }
+    let want = wanted(input.spec, input.status, true);
+    let never_ours = input.status.source.as_ref().is_none_or(|source| source.already_migrated);
+    let retired = step::is_done(input.status, Step::Retire) && input.spec.finalize == Some(true);
     match &input.seen.copy {
-        Fact::Known(None) => {
+        Fact::Known(None) if never_ours || retired => {
             draft.effects.push(Effect::RemoveFinalizer);
             Progress::Done
         }
-        Fact::Known(Some(copy)) => {
-            let want = wanted(input.spec, input.status, true);
-            if reached(copy, want) || nothing_to_release(input, copy) {
-                draft.effects.extend([Effect::DeleteCopy, Effect::RemoveFinalizer]);
-                return Progress::Done;
+        Fact::Known(Some(copy)) if reached(copy, want) || nothing_to_release(input, copy) => {
+            draft.effects.extend([Effect::DeleteCopy, Effect::RemoveFinalizer]);
+            Progress::Done
+        }
+        // Without its BlockCopy a source that was found still bears a claim, and may be off.
+        Fact::Known(_) => {
+            if let Some(stop) = step::both_would_run(input) {
+                return stop;
             }
             order(input, draft, want);
             Progress::waits(
@@ -230,7 +252,7 @@ fn note_wait(input: &Input<'_>, draft: &mut Draft, refusal: &Refusal, next: Dura
     };
     draft.status.waiting_for = Some(Waiting {
         reason: refusal.reason.clone(),
-        message: refusal.message.clone(),
+        message: step::clip(&refusal.message),
         since,
         next_check_seconds: u32::try_from(next.as_secs()).unwrap_or(u32::MAX),
     });

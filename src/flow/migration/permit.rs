@@ -2,9 +2,10 @@
 
 use super::decide::Input;
 use super::gate;
-use super::seen::{Fact, TargetVm};
+use super::seen::{Fact, TargetVm, TargetVmDisk};
 use crate::api::block_copy::{BlockCopyStatus, HowOff, QuiesceStatus, Want};
-use crate::api::common::Tri;
+use crate::api::common::{Time, Tri};
+use crate::api::vm_migration::TargetDisk;
 
 /// Says that everything was proven: only [`PowerOnPermit::prove`] can make one, and an order to power on cannot be written without it.
 #[derive(Debug)]
@@ -17,14 +18,28 @@ impl PowerOnPermit {
     /// Checks every proof: source off twice, how it went off, drained, all writers gone, equal, approved as planned, target off and still
     /// the same. Returns the target as it was seen with the permit.
     pub fn prove<'a>(input: &'a Input<'_>) -> Result<(Self, &'a TargetVm), Missing> {
-        let copy = current_copy(input)?;
-        quiesced(copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
         if !gate::approved(input) {
             return Err("the approval does not count (any more)".into());
         }
+        Self::prove_again(input)
+    }
+
+    /// The same for an order that is recorded already: it was approved when it was recorded, and cannot be taken back since.
+    pub fn prove_again<'a>(input: &'a Input<'_>) -> Result<(Self, &'a TargetVm), Missing> {
+        let copy = current_copy(input)?;
+        quiesced(copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
         let target = same_target(input)?;
         Ok((Self(()), target))
     }
+}
+
+/// Oldest report that still tells how things are; the host side reports every 3 s.
+const MAX_REPORT_AGE_SECONDS: i64 = 30;
+
+/// Age of a report in seconds if it is too old to be relied on.
+pub fn too_old(input: &Input<'_>, report: &BlockCopyStatus) -> Option<i64> {
+    let age = report.seen_at.as_ref().map_or(i64::MAX, |Time(at)| input.now.duration_since(*at).as_secs());
+    (age > MAX_REPORT_AGE_SECONDS).then_some(age)
 }
 
 fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing> {
@@ -35,6 +50,9 @@ fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing
         || status.epoch != input.status.epoch
     {
         return Err("the host side has not answered the current order".into());
+    }
+    if let Some(age) = too_old(input, status) {
+        return Err(format!("the host side last reported {age} s ago: is its job running, and its clock right?"));
     }
     if status.reached != Some(Want::Quiesce) {
         return Err("the host side has not finished".into());
@@ -79,12 +97,12 @@ fn same_target<'a>(input: &'a Input<'_>) -> Result<&'a TargetVm, Missing> {
     if vm.on != Tri::No {
         return Err("the target was not seen off".into());
     }
-    let same_disks = vm.disks.len() == pinned.disks.len()
-        && vm
-            .disks
-            .iter()
-            .zip(&pinned.disks)
-            .all(|(now, then)| now.ext_id == then.ext_id && now.size_bytes == then.size_bytes);
+    // The file too: a disk that was moved to another container keeps its identity, and boots from a file that nobody compared.
+    let same_disk = |(now, then): (&TargetVmDisk, &TargetDisk)| {
+        let file = (then.vmdisk_uuid.clone(), then.nfs_path.clone());
+        now.ext_id == then.ext_id && now.size_bytes == then.size_bytes && now.backing.as_ref() == Some(&file)
+    };
+    let same_disks = vm.disks.len() == pinned.disks.len() && vm.disks.iter().zip(&pinned.disks).all(same_disk);
     if !same_disks {
         return Err("the target's disks are no longer those that were written".into());
     }

@@ -70,6 +70,8 @@ pub struct Placement {
 pub struct TargetVm {
     pub ext_id: String,
     pub name: String,
+    /// Bears the uid of the migration whose Terraform file created it.
+    pub description: String,
     /// Whether it runs. Anything but a plain ON or OFF is unknown.
     pub on: crate::api::common::Tri,
     /// Its version: what `If-Match` must say.
@@ -97,6 +99,8 @@ pub struct Needs {
     pub placement: bool,
     pub published: bool,
     pub target: bool,
+    /// An answer about the target that is some seconds old will do: nothing hangs on it yet, and a copy may last for days.
+    pub target_may_be_old: bool,
     /// Ask Prism Element for the target's disk paths too.
     pub backing: bool,
 }
@@ -107,11 +111,13 @@ pub fn needs(status: &VmMigrationStatus) -> Needs {
     let planned = status.plan.is_some();
     let published = status.terraform.is_some();
     let pinned = status.target.is_some();
-    let proving = cutover.ordered_at.is_some() && cutover.reachable_at.is_none();
+    let ordered = cutover.ordered_at.is_some();
+    let proving = ordered && cutover.target_on_at.is_none();
     Needs {
         placement: !planned,
         published: planned && !published,
-        target: !planned || (published && !pinned) || proving,
-        backing: published && !pinned,
+        target: !planned || (published && cutover.reachable_at.is_none()),
+        target_may_be_old: pinned && !ordered,
+        backing: (published && !pinned) || proving,
     }
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::gate;
-use super::permit::PowerOnPermit;
+use super::permit::{PowerOnPermit, too_old};
 use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
@@ -275,8 +275,16 @@ fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetV
         Fact::Unknown(refusal) => return Err(Progress::Waits { refusal: refusal.clone(), stalled: false }),
         Fact::NotAsked => return Err(Progress::waits("Provisioning", "asking Prism")),
     };
-    let vm = match vms.as_slice() {
-        [vm] => vm,
+    let ours: Vec<&TargetVm> = vms.iter().filter(|vm| vm.description.contains(input.uid)).collect();
+    let vm = match ours.as_slice() {
+        [vm] => *vm,
+        [] if !vms.is_empty() => {
+            let message = format!(
+                "a VM named {} ({}) exists in Prism, but its description does not bear this migration's uid {}: the pipeline did not create it from our file. Rename or remove it",
+                vms[0].name, vms[0].ext_id, input.uid
+            );
+            return Err(Progress::stalled("TargetNotOurs", message));
+        }
         [] => {
             let commit = &terraform.commit;
             let message = format!(
@@ -287,7 +295,7 @@ fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetV
         }
         several => {
             let message = format!(
-                "{} VMs in Prism are named {}: remove or rename all but the one that Terraform created",
+                "{} VMs in Prism were created for {}: remove or rename all but the one that Terraform created",
                 several.len(),
                 plan.target_name
             );
@@ -384,10 +392,18 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if cutover.ordered_at.is_some() {
         return Progress::Done;
     }
+    if let Some(stop) = target_in_the_way(input) {
+        order(input, draft, Want::Release);
+        return stop;
+    }
     order(input, draft, Want::Mirror);
     let Fact::Known(Some(copy)) = &input.seen.copy else {
         return Progress::waits("Mirroring", "starting the host-side job");
     };
+    if let Some(age) = copy.status.as_ref().and_then(|report| too_old(input, report)) {
+        let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
+        return Progress::waits("HostSideSilent", message);
+    }
     if let Some(changed) = source_changed(draft, copy) {
         return changed;
     }
@@ -396,6 +412,49 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let in_sync = reached(copy, Want::Mirror) && copy.status.as_ref().is_some_and(|status| status.in_sync.is_yes());
     if in_sync { Progress::Done } else { Progress::waits("Mirroring", "copying while the source runs") }
+}
+
+/// The target as it was pinned, if it was asked for and found.
+fn pinned_target<'a>(input: &'a Input<'_>) -> Option<&'a TargetVm> {
+    let (Fact::Known(vms), Some(pinned)) = (&input.seen.target, &input.status.target) else { return None };
+    vms.iter().find(|vm| vm.ext_id == pinned.ext_id)
+}
+
+/// Nothing is written to the disks of a target that runs, or to those of a VM that is gone. While Prism does not answer a copy goes on:
+/// nothing but a person in Prism could have started the target.
+fn target_in_the_way(input: &Input<'_>) -> Option<Progress> {
+    let (Fact::Known(_), Some(pinned)) = (&input.seen.target, &input.status.target) else { return None };
+    match pinned_target(input) {
+        None => Some(Progress::stalled(
+            "TargetGone",
+            format!(
+                "the target VM {} is gone from Prism: copying has ended. Delete this migration and create it again",
+                pinned.ext_id
+            ),
+        )),
+        Some(vm) if vm.on.is_yes() => Some(Progress::stalled(
+            "TargetRunning",
+            format!(
+                "somebody powered the target {} on: copying has ended and begins again when it is off. Power it off in Prism",
+                vm.name
+            ),
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Giving the source back after a cutover was ordered starts it: not while the target is seen running.
+pub fn both_would_run(input: &Input<'_>) -> Option<Progress> {
+    let cutover = input.status.cutover.as_ref()?;
+    let before_boot = cutover.ordered_at.is_some() && cutover.power_on.is_none();
+    let vm = pinned_target(input).filter(|vm| before_boot && vm.on.is_yes())?;
+    Some(Progress::stalled(
+        "TargetRunning",
+        format!(
+            "the source cannot be given back while the target {} runs, which somebody powered on: power it off in Prism",
+            vm.name
+        ),
+    ))
 }
 
 /// The plan was frozen for a machine of a certain shape; if that changed, the plan is no longer about it.
@@ -412,6 +471,9 @@ fn source_changed(draft: &Draft, copy: &BlockCopy) -> Option<Progress> {
 
 /// A cutover that was given up: the source runs (again); a raised attempt tries anew.
 fn given_up(input: &Input<'_>, draft: &mut Draft, why: &Problem) -> Progress {
+    if let Some(stop) = both_would_run(input) {
+        return stop;
+    }
     let want = super::want::wanted(input.spec, &draft.status, false);
     order(input, draft, want);
     let done = matches!(&input.seen.copy, Fact::Known(Some(copy)) if reached(copy, want));
@@ -443,11 +505,15 @@ fn quiesce(input: &Input<'_>, draft: &mut Draft) -> Progress {
         return Progress::Done;
     }
     if cutover.ordered_at.is_none() {
-        cutover.ordered_at = Some(MicroTime(input.now));
+        match (&input.seen.target, pinned_target(input).map(|vm| vm.on)) {
+            (_, Some(Tri::No)) => cutover.ordered_at = Some(MicroTime(input.now)),
+            (Fact::Unknown(refusal), _) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
+            (_, _) => return Progress::waits("Quiescing", "the source is not shut down before the target is seen off"),
+        }
     }
     draft.status.cutover = Some(cutover.clone());
     if let Some(why) = reason_to_abandon(input, draft, &cutover) {
-        let problem = Problem { reason: why.reason, message: why.message, since: Time(input.now) };
+        let problem = Problem { reason: why.reason, message: clip(&why.message), since: Time(input.now) };
         draft.status.cutover = Some(CutoverStatus { abandoned: Some(problem.clone()), ..cutover });
         return given_up(input, draft, &problem);
     }
@@ -468,6 +534,9 @@ fn quiesce_stage(cutover: &CutoverStatus) -> &'static str {
     }
 }
 
+/// A host side that was cut off and comes back hours later must not find an order to shut a client's machine down.
+const MAX_SECONDS_TO_SHUTDOWN: i64 = 120;
+
 /// Before the point of no return there is always the way back: what makes us take it.
 fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) -> Option<Refusal> {
     if !counts_still(input, draft) {
@@ -482,6 +551,15 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
                 format!("the source was off for {down} s, more than the {limit} s of maxDowntimeSeconds"),
             ));
         }
+    }
+    let waited = cutover.ordered_at.as_ref().map_or(0, |MicroTime(at)| input.now.duration_since(*at).as_secs());
+    if cutover.shutdown_requested_at.is_none() && waited > MAX_SECONDS_TO_SHUTDOWN {
+        return Some(Refusal::new(
+            "HostSideSilent",
+            format!(
+                "the host side did not begin the shutdown within {MAX_SECONDS_TO_SHUTDOWN} s: the hour that was chosen for it is over"
+            ),
+        ));
     }
     let Fact::Known(Some(copy)) = &input.seen.copy else { return None };
     let status = copy
@@ -555,24 +633,29 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
         draft.status.cutover = Some(cutover);
         return Progress::Done;
     }
-    match PowerOnPermit::prove(input) {
-        Ok((permit, target)) if target.etag == intent.etag => {
+    let waited = input.now.duration_since(intent.at.0).as_secs();
+    match PowerOnPermit::prove_again(input) {
+        Ok((permit, target)) if target.etag == intent.etag && waited < REPEAT_POWER_ON_SECONDS => {
             draft.effects.push(Effect::PowerOn { permit, ext_id: pinned.ext_id.clone(), intent });
             Progress::waits("PoweringOn", "the target is being powered on")
         }
         Ok((_permit, target)) => {
-            // Somebody changed the VM after the order was recorded: Prism refuses the old one for good, so a new one can be recorded.
+            // Somebody changed the VM after the order was recorded, so Prism refuses the old one for good; or the order failed, and the
+            // same request id would only be answered with the same failure.
             cutover.power_on = Some(PowerOnIntent {
                 etag: target.etag.clone(),
                 at: MicroTime(input.now),
                 request_id: next_request_id(&intent, target),
             });
             draft.status.cutover = Some(cutover);
-            Progress::waits("PoweringOn", "the target changed in Prism; the order is recorded anew")
+            Progress::waits("PoweringOn", "the target is not on yet; the order is recorded anew")
         }
         Err(missing) => Progress::waits("PoweringOn", missing),
     }
 }
+
+/// How long an order to power on is repeated as it is.
+const REPEAT_POWER_ON_SECONDS: i64 = 60;
 
 fn next_request_id(intent: &PowerOnIntent, target: &TargetVm) -> String {
     let seed = format!("{}/{}", intent.request_id, target.etag);
@@ -601,7 +684,10 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
             "TargetStopped",
             "the target was powered on and is off again: look at its console in Prism",
         ),
-        Some(_) => Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network"),
+        Some(_) => {
+            order(input, draft, Want::KeepOff);
+            Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network")
+        }
         None => Progress::waits("Verifying", "asking Prism"),
     }
 }
@@ -609,7 +695,15 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
 /// Until it is finalised, the source stays as it is, off and marked.
 fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if input.spec.finalize != Some(true) {
-        return Progress::Done;
+        order(input, draft, Want::KeepOff);
+        let Fact::Known(Some(copy)) = &input.seen.copy else {
+            return Progress::waits("Marking", "starting the host-side job, which marks the source as migrated");
+        };
+        if reached(copy, Want::KeepOff) {
+            return Progress::Done;
+        }
+        let waits = Progress::waits("Marking", "the target runs; the host side marks the source as migrated");
+        return problem(copy).unwrap_or(waits);
     }
     match &input.seen.copy {
         Fact::Known(None) => Progress::Done,
@@ -630,21 +724,34 @@ pub fn undo(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if draft.status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_some()) {
         return Progress::stalled(
             "PastPointOfNoReturn",
-            "the target was ordered to boot; undoing that is not built yet. Remove spec.rollback, or power the target off in Prism and start the source by hand",
+            "the target was ordered to boot; undoing that is not built yet. Remove spec.rollback. Never start the source while the target runs",
         );
     }
-    let copy = match &input.seen.copy {
-        Fact::Known(Some(copy)) => copy,
-        Fact::Known(None) | Fact::NotAsked => {
-            return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on");
-        }
-        Fact::Unknown(refusal) => return Progress::Waits { refusal: refusal.clone(), stalled: false },
-    };
+    let found = input.status.source.as_ref();
+    if found.is_some_and(|source| source.already_migrated) {
+        return Progress::stalled(
+            "AlreadyMigrated",
+            "the source bears the mark of a finished cutover: its machine runs elsewhere, and there is nothing to roll back",
+        );
+    }
+    if found.is_none() && matches!(&input.seen.copy, Fact::Known(None)) {
+        return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on");
+    }
+    if let Some(stop) = both_would_run(input) {
+        return stop;
+    }
     order(input, draft, Want::Release);
-    if reached(copy, Want::Release) {
+    if let Fact::Known(Some(copy)) = &input.seen.copy
+        && reached(copy, Want::Release)
+    {
+        // What was ordered is over. Whoever removes spec.rollback begins anew, and waits for all that a first cutover waits for.
+        draft.status.cutover = None;
+        let state = copy.status.as_ref().and_then(|status| status.domain.as_ref()).map_or("unknown", |d| &d.state);
         return Progress::stalled(
             "RolledBack",
-            "the source runs and is released; Terraform file and target VM are kept. Remove spec.rollback to go on",
+            format!(
+                "the source is released (libvirt: {state}); Terraform file and target VM are kept. Remove spec.rollback to go on"
+            ),
         );
     }
     Progress::waits("RollingBack", "the host side gives the source back")
@@ -687,6 +794,17 @@ fn copied(report: &BlockCopyStatus) -> Option<String> {
     let total: u64 = report.disks.iter().map(|disk| disk.total_bytes).sum();
     let copied: u64 = report.disks.iter().map(|disk| disk.copied_bytes).sum();
     (total > 0).then(|| format!("{} of {} MiB", copied / MIB, total / MIB))
+}
+
+/// Text as long as the status may hold.
+pub fn clip(text: &str) -> String {
+    text.chars().take(4096).collect()
+}
+
+/// Whether a step was done when the status was last recorded.
+pub fn is_done(status: &VmMigrationStatus, step: Step) -> bool {
+    let name = format!("{step:?}");
+    status.steps.iter().any(|record| record.name == name && record.finished_at.is_some())
 }
 
 /// Keeps the list of entered steps with their times.

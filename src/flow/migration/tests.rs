@@ -90,7 +90,7 @@ impl World {
     }
 
     fn seen(&self) -> Seen {
-        let Needs { placement, published, target, backing: _ } = needs(&self.status);
+        let Needs { placement, published, target, target_may_be_old: _, backing: _ } = needs(&self.status);
         let placed = Placement {
             cluster_ext_id: "c".into(),
             container_ext_id: "s".into(),
@@ -265,6 +265,7 @@ fn new_target() -> TargetVm {
     TargetVm {
         ext_id: "vm-1".into(),
         name: "web01".into(),
+        description: "moved by VmMigration team/web01 uid uid-1".into(),
         on: Tri::No,
         etag: "v1".into(),
         disks: vec![disk(0, 2 * GIB), disk(1, 4 * GIB)],

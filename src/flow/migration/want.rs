@@ -10,7 +10,12 @@ pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool
     let rollback = spec.rollback == Some(true);
     if cutover.power_on.is_some() {
         // Past the point of no return the source must never be started by a plain release.
-        return if deleting || finalize { Want::Retire } else { Want::Quiesce };
+        return match cutover.target_on_at {
+            Some(_) if deleting || finalize => Want::Retire,
+            Some(_) => Want::KeepOff,
+            // The proofs of the order that is being carried out.
+            None => Want::Quiesce,
+        };
     }
     if deleting || rollback {
         return Want::Release;
