@@ -1,8 +1,13 @@
 //! What dies or hangs on the way: the guest runs on, and what is proven in the end is true.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use drover::api::block_copy::{DiskCopyStatus, HowOff, MirrorState, Want};
 use drover::api::common::Tri;
 use drover_lab::libvirt::{Domain, GuestSpec};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::host::{DISK, FAST, Host, LIMIT, SLOW, until};
 use crate::migration::{Migration, assert_not_held_up};
@@ -141,7 +146,7 @@ fn a_hung_relay_is_ended_by_a_release() {
     let mut migration = Migration::of(&host, &guest);
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
-    migration.relay.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    migration.relay.signal(Signal::SIGSTOP).unwrap();
     migration.problem("RelayUnreachable");
     migration.want(Want::Release);
     migration.finish();
@@ -169,6 +174,9 @@ fn a_killed_relay_costs_a_new_copy_and_not_the_guest() {
     migration.relay.kill();
     migration.wait("known to be out of step", |status| !status.in_sync.is_yes());
     writes_on(&guest);
+    // Whatever a broken copy may have left there: also what is zero on the source has to be written now.
+    let target = File::options().write(true).open(&migration.targets[0]).unwrap();
+    target.write_all_at(&vec![0x55; DISK as usize], 0).unwrap();
     migration.restart_relay();
     let status = migration.wait("in sync again", |status| status.restarts == 2 && status.in_sync.is_yes());
     assert_eq!(status.problem, None);
@@ -193,6 +201,27 @@ fn a_hung_storage_holds_the_guest_up_no_longer_than_the_bound() {
     host.storage.resume().unwrap();
     migration.wait_in_sync();
     assert_not_held_up(&guest, 10);
+    migration.quiesce(&host, &guest);
+}
+
+#[test]
+fn a_qemu_that_stands_still_is_unknown_and_not_broken() {
+    let host = Host::start();
+    let guest = host.guest(&one_disk());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    let attempt = migration.attempt(&host, &guest);
+    let qemu = Pid::from_raw(host.qemu(&guest).trim().parse().unwrap());
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    migration.wait("unknown", |status| status.in_sync == Tri::Unknown);
+    migration.want(Want::Quiesce);
+    migration.problem("AwaitingSync");
+    assert_eq!(migration.status().quiesce, None);
+    migration.want(Want::Mirror);
+    kill(qemu, Signal::SIGCONT).unwrap();
+    let status = migration.wait_in_sync();
+    assert_eq!((status.restarts, migration.attempt(&host, &guest)), (0, attempt));
     migration.quiesce(&host, &guest);
 }
 
