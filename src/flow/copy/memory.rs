@@ -47,6 +47,9 @@ pub struct Memory {
     /// Who shut the guest down after it was asked to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_by: Option<ShutdownBy>,
+    /// The source was seen off after our request. From then on nothing is written to the targets for this claim.
+    #[serde(default)]
+    pub shut_down: bool,
     /// The order whose `Quiesce` failed: it is not tried again under the same epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce_failed: Option<u64>,
@@ -68,6 +71,7 @@ impl Memory {
             retry_at: None,
             shutdown_sent_at: None,
             shutdown_by: None,
+            shut_down: false,
             quiesce_failed: None,
         }
     }

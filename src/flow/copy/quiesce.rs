@@ -24,11 +24,17 @@ const RELAY_END_SECONDS: u64 = 5;
 pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
     turn.soon();
     let off = matches!(domain.power, Power::Off { .. });
+    let requested = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some());
+    let seen_off = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.off_by_libvirt_at.is_some());
+    memory.shut_down |= seen_off || (off && requested);
+    if memory.shut_down && !off {
+        // Never mirrored again: the target may be running, and the source is behind it or ahead of it.
+        return started_again(turn, domain, memory);
+    }
     if memory.quiesce_failed == Some(turn.order.epoch) {
         return stay_failed(turn, domain, memory, off);
     }
     let quiesce = turn.status.quiesce.clone().unwrap_or_default();
-    let requested = quiesce.shutdown_requested_at.is_some();
     let marked =
         turn.own_mark(domain).is_some_and(|mark| mark.state == MarkState::Cutover && mark.epoch == turn.order.epoch);
     match domain.power {
@@ -36,9 +42,6 @@ pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
         Power::Off { .. } => {
             mirror::report(turn, domain, memory);
             super::not_running(turn, domain);
-        }
-        Power::Running | Power::Paused | Power::ShuttingDown if quiesce.off_by_libvirt_at.is_some() && marked => {
-            started_again(turn, domain, memory);
         }
         Power::Running | Power::Paused | Power::ShuttingDown if requested && marked => {
             await_off(turn, domain, memory, &quiesce)

@@ -7,10 +7,13 @@ use super::seen::{DomainSeen, Fact, Power};
 use super::turn::Turn;
 use crate::api::block_copy::Want;
 
+/// Longest watch over a source whose shutdown was called off: a guest that was asked may be minutes on its way down.
+const MAX_WATCH_SECONDS: u64 = 600;
+
 /// Cuts the mirror, restores autostart, starts the source if `Quiesce` shut it down, then gives up mark and claim.
 ///
 /// Reached when neither mark nor claim is seen any more, which the next turn finds.
-pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) {
+pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
     mirror::report(turn, domain, memory);
     turn.soon();
     if !cut(turn, domain, memory) {
@@ -21,9 +24,23 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory)
     if let Some(was) = was.filter(|was| *was != domain.autostart) {
         return turn.effects.push(Effect::SetAutostart(was));
     }
-    let we_shut_it_down = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some());
+    // The report may have been lost with its object, the claim file with a reboot: any of the three tells.
+    let reported = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some());
+    let marked = own.as_ref().is_some_and(|mark| mark.state == MarkState::Cutover);
+    let we_shut_it_down = reported || marked || memory.shut_down || memory.shutdown_sent_at.is_some();
+    let sent_at = memory.shutdown_sent_at.clone().filter(|_| !memory.shut_down);
+    let window = u64::from(turn.order.shutdown_timeout_seconds).min(MAX_WATCH_SECONDS);
     match domain.power {
-        Power::Off { .. } if we_shut_it_down => return start(turn),
+        Power::Off { .. } if we_shut_it_down => {
+            memory.shut_down = true;
+            return start(turn);
+        }
+        Power::Running | Power::Paused if sent_at.as_ref().is_some_and(|at| turn.seconds_since(at.0) < window) => {
+            return turn.problem(
+                "SourceStopping",
+                format!("The source was asked to power off and may still do so: it is watched for {window} s from then on, and started again if it does."),
+            );
+        }
         Power::ShuttingDown => {
             return turn.problem(
                 "SourceStopping",
