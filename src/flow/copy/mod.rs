@@ -68,18 +68,18 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
             return None;
         }
     };
-    let releasing = turn.order.want == Want::Release;
+    let ending = turn.order.want >= Want::KeepOff;
     match found {
         Found::One(domain) => {
             report_domain(turn, domain);
             return Some(domain);
         }
-        // A domain that never was or is no more leaves nothing to release but the claim.
-        Found::None { .. } | Found::Several { .. } if releasing => match &turn.seen.memory {
+        // A domain that never was or is no more leaves nothing to release, or to keep off, but the claim.
+        Found::None { .. } | Found::Several { .. } if ending => match &turn.seen.memory {
             Fact::Known(Some(memory)) if same(&memory.claim, &turn.order.claim) => {
                 turn.effects.push(Effect::DeleteClaim)
             }
-            Fact::Known(_) => turn.status.reached = Some(Want::Release),
+            Fact::Known(_) => turn.status.reached = Some(turn.order.want),
             Fact::Unknown(why) => turn.problem("ClaimUnreadable", why.clone()),
         },
         Found::None { seen_names } => {
@@ -247,6 +247,12 @@ fn inspect(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
 }
 
 fn not_running(turn: &mut Turn<'_>, domain: &DomainSeen) {
+    if turn.own_mark(domain).is_some_and(|mark| mark.state == MarkState::Cutover) {
+        return turn.problem(
+            "CutoverUnresolved",
+            format!("Domain {} is {} and bears the mark of a cutover that was begun: look whether its target runs before anything is started. Release gives the source back.", domain.uuid, domain.state_word),
+        );
+    }
     turn.problem(
         "SourceNotRunning",
         format!(

@@ -738,8 +738,30 @@ fn a_source_started_by_somebody_voids_every_proof() {
     assert_eq!((host.reason(), host.status.reached), ("SourceStartedAgain", None));
     let quiesce = host.status.quiesce.clone().unwrap();
     assert_eq!((quiesce.off_by_libvirt_at, quiesce.off_by_host_at, quiesce.equal_at), (None, None, None));
+    // The target may run by now: nothing is written to it, whatever else happens to claim and mark.
+    host.domain.mark = None;
+    host.new_relay();
+    host.done.clear();
     host.turns(200);
+    assert_eq!(host.reason(), "SourceStartedAgain");
+    let writes =
+        |effect: &Effect| matches!(effect, Effect::OpenExport { .. } | Effect::StartMirror { .. } | Effect::Shutdown);
+    assert!(!host.done.iter().any(writes), "{:?}", host.done);
+}
+
+#[test]
+fn a_release_during_a_shutdown_starts_what_goes_off_later() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(6);
     assert_eq!(host.shutdowns(), 1);
+    host.want(Want::Release);
+    host.turns(10);
+    assert_eq!((host.reason(), host.status.reached), ("SourceStopping", None));
+    host.power_off();
+    host.turns(10);
+    assert_eq!((host.domain.power, host.status.reached), (Power::Running, Some(Want::Release)));
 }
 
 #[test]

@@ -130,6 +130,7 @@ const FOR_A_PERSON: &[&str] = &[
     "AlreadyClaimed",
     "AlreadyMigrated",
     "AmbiguousHostname",
+    "CutoverUnresolved",
     "DomainNotFound",
     "ForeignBlockJob",
     "NotEqual",

@@ -534,3 +534,76 @@ fn finalize_retires_the_source_without_starting_it() {
     assert!(world.copy.is_none() && !world.source_runs && world.target_runs());
     assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
 }
+
+#[test]
+fn a_vm_of_the_same_name_that_others_created_is_never_written_to() {
+    let mut world = World::new();
+    world.turns(4);
+    world.target = Some(TargetVm { description: "uid of another migration".into(), ..new_target() });
+    world.turns(6);
+    assert_eq!(world.waits_for(), "TargetNotOurs");
+    assert!(world.status.target.is_none());
+}
+
+#[test]
+fn a_target_that_is_powered_on_while_it_is_copied_to_ends_the_copy() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.target.as_mut().expect("created").on = Tri::Yes;
+    let decision = world.decide(&world.seen());
+    assert_eq!(decision.status.waiting_for.map(|waiting| waiting.reason).as_deref(), Some("TargetRunning"));
+    let releases = |effect: &Effect| matches!(effect, Effect::OrderCopy(spec) if spec.want == Want::Release);
+    assert!(decision.effects.iter().any(releases), "{:?}", decision.effects);
+}
+
+#[test]
+fn the_source_is_not_given_back_while_somebody_runs_the_target() {
+    let undo: [fn(&mut World); 3] =
+        [|world| world.spec.rollback = Some(true), |world| world.deleting = true, |world| world.spec.approved = None];
+    for undo in undo {
+        let mut world = World::in_sync();
+        world.approve();
+        world.turn();
+        assert!(!world.source_runs);
+        world.target.as_mut().expect("created").on = Tri::Yes;
+        undo(&mut world);
+        world.turns(5);
+        assert_eq!(world.waits_for(), "TargetRunning");
+        world.target.as_mut().expect("created").on = Tri::No;
+        world.turns(5);
+        assert!(world.source_runs && world.power_ons.is_empty());
+    }
+}
+
+#[test]
+fn an_old_report_proves_nothing_and_opens_no_gate() {
+    let mut world = World::in_sync();
+    world.host_answers = false;
+    world.now = world.now.checked_add(3600.seconds()).expect("in range");
+    world.approve();
+    world.turns(5);
+    assert_eq!(world.waits_for(), "HostSideSilent");
+    assert!(world.source_runs && world.status.cutover.is_none());
+}
+
+#[test]
+fn a_raised_attempt_does_not_forget_a_cutover_that_is_under_way() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turn();
+    world.spec.attempt = Some(1);
+    world.turns(8);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn a_deletion_after_the_order_to_boot_boots_first() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.status.cutover.as_ref().is_none_or(|cutover| cutover.power_on.is_none()) {
+        world.turn();
+    }
+    world.deleting = true;
+    world.turns(10);
+    assert!(!world.held && world.target_runs() && !world.source_runs);
+}
