@@ -161,8 +161,13 @@ impl Migration {
         self.wait("reached", |status| status.reached == Some(want))
     }
 
-    /// Waits until the driver has ended by itself.
+    /// Waits until the last order is carried out. After `Retire` the driver ends by itself; after `Release` another order may follow.
     pub fn finish(&mut self) {
+        let want = self.order.want;
+        if want != Want::Retire {
+            self.wait("carried out", |status| status.reached == Some(want));
+            return;
+        }
         self.driver.wait_until("the end", LIMIT, || false).unwrap_err();
         let status = self.driver.ended().unwrap_or_else(|| panic!("the driver runs on:\n{}", self.driver.tail()));
         assert!(status.success(), "{status}: {}", self.driver.tail());
