@@ -14,6 +14,8 @@ use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
 use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
+use kube::ResourceExt;
+use kube::api::DeleteParams;
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -240,6 +242,21 @@ async fn a_migration_deleted_and_created_again_after_its_cutover_touches_nothing
     lab.delete("web01").await.unwrap();
     assert!(lab.hypervisor.is_on(&target.uuid));
     assert_eq!(source.state().unwrap(), "shut off");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_copy_deleted_by_hand_works_on_until_its_migration_has_ended() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    let copy = lab.copy_of("web01").await.unwrap().name_any();
+    lab.copies().delete(&copy, &DeleteParams::default()).await.unwrap();
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(restarts(&lab, "web01").await, 0, "the copy was left alone");
+    lab.delete("web01").await.unwrap();
+    assert!(lab.copies().get_opt(&copy).await.unwrap().is_none(), "nothing is left behind");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,9 @@ async fn order_copy(
         None => {
             let mut copy = BlockCopy::new(&observe::copy_name(migration), spec);
             let label = (MIGRATION_LABEL.to_owned(), migration.uid().unwrap_or_default());
-            copy.metadata = ObjectMeta { labels: Some([label].into()), ..copy.metadata };
+            // What it reports is evidence: one that somebody deletes stays and works on until its migration has ended.
+            let finalizers = Some(vec![MIGRATION_FINALIZER.to_owned()]);
+            copy.metadata = ObjectMeta { labels: Some([label].into()), finalizers, ..copy.metadata };
             copies(context).create(&PostParams::default(), &copy).await?;
         }
     }
@@ -116,9 +118,15 @@ fn ended(job: &Job) -> bool {
 async fn delete_copy(context: &Context, migration: &VmMigration) -> Result<(), Failure> {
     let parameters =
         DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
-    match copies(context).delete(&observe::copy_name(migration), &parameters).await {
+    let (api, name) = (copies(context), observe::copy_name(migration));
+    let without_finalizers = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    let deleted = match api.delete(&name, &parameters).await {
+        Ok(_) => api.patch(&name, &PatchParams::default(), &without_finalizers).await.map(drop),
+        Err(error) => Err(error),
+    };
+    match deleted {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        other => Ok(other.map(drop)?),
+        other => Ok(other?),
     }
 }
 

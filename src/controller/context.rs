@@ -31,6 +31,16 @@ impl Error {
             Error::Act { .. } => "act",
         }
     }
+
+    /// Someone else wrote first, and nothing was done.
+    pub fn is_conflict(&self) -> bool {
+        let error = match self {
+            Error::Record(error) => Some(error),
+            Error::Act { source, .. } => source.downcast_ref(),
+            Error::Observe { .. } => None,
+        };
+        matches!(error, Some(kube::Error::Api(status)) if status.is_conflict())
+    }
 }
 
 /// Shared by all turns.

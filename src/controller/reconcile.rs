@@ -88,10 +88,7 @@ fn phase(status: Option<&VmMigrationStatus>) -> &str {
 /// What happens after a failed turn: wait longer each time, and let the next status say why.
 pub fn on_error(object: Arc<DeserializeGuard<VmMigration>>, error: &Error, context: Arc<Context>) -> Action {
     let Ok(migration) = &object.0 else { return Action::await_change() };
-    if let Error::Record(kube::Error::Api(status)) = error
-        && status.is_conflict()
-    {
-        // Someone else wrote first: nothing was done, look again.
+    if error.is_conflict() {
         return Action::requeue(Duration::from_millis(200));
     }
     let mut message = error.to_string();

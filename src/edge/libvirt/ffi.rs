@@ -3,6 +3,7 @@
 //! (`virt` 0.5 reads uninitialised memory when `virDomainGetBlockInfo` fails, so that call is here too.)
 #![expect(unsafe_code, reason = "libvirt's C API, through the bindings of virt-sys")]
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
@@ -100,10 +101,10 @@ pub fn size_bytes(domain: &Domain, disk: &str) -> Result<u64, Error> {
     Ok(if rounded { info.physical } else { info.capacity })
 }
 
-/// Shutdowns that libvirt reported, oldest first: domain uuid and who asked for it.
-pub type Shutdowns = Arc<Mutex<Vec<(String, ShutdownBy)>>>;
+/// The last shutdown that libvirt reported of each domain, by uuid: who asked for it. A start ends it.
+pub type Shutdowns = Arc<Mutex<BTreeMap<String, ShutdownBy>>>;
 
-/// Collects the shutdown events of all domains of `connect` into `into`. An event loop must run; the registration ends with the connection.
+/// Collects the shutdowns of all domains of `connect` into `into`. An event loop must run; the registration ends with the connection.
 pub fn watch_shutdowns(connect: &Connect, into: &Shutdowns) -> Result<(), Error> {
     let opaque = Box::into_raw(Box::new(Shutdowns::clone(into))).cast::<c_void>();
     let lifecycle: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int =
@@ -141,12 +142,10 @@ unsafe extern "C" fn on_lifecycle(
     detail: c_int,
     opaque: *mut c_void,
 ) -> c_int {
-    if event != sys::VIR_DOMAIN_EVENT_SHUTDOWN as c_int {
-        return 0;
-    }
-    let by = match u32::try_from(detail) {
-        Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_GUEST) => ShutdownBy::Guest,
-        Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_HOST) => ShutdownBy::Host,
+    let by = match (u32::try_from(event), u32::try_from(detail)) {
+        (Ok(sys::VIR_DOMAIN_EVENT_STARTED), _) => None,
+        (Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN), Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_GUEST)) => Some(ShutdownBy::Guest),
+        (Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN), Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_HOST)) => Some(ShutdownBy::Host),
         _ => return 0,
     };
     let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
@@ -158,7 +157,11 @@ unsafe extern "C" fn on_lifecycle(
     let uuid = unsafe { std::ffi::CStr::from_ptr(uuid.as_ptr()) }.to_string_lossy().into_owned();
     // SAFETY: `opaque` is the box made by `watch_shutdowns`, alive until libvirt calls `free_shutdowns`.
     let shutdowns = unsafe { &*opaque.cast::<Shutdowns>() };
-    shutdowns.lock().unwrap_or_else(PoisonError::into_inner).push((uuid, by));
+    let mut shutdowns = shutdowns.lock().unwrap_or_else(PoisonError::into_inner);
+    match by {
+        Some(by) => shutdowns.insert(uuid, by),
+        None => shutdowns.remove(&uuid),
+    };
     0
 }
 

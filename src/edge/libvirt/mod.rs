@@ -102,10 +102,9 @@ impl Libvirt {
         }
     }
 
-    /// Who shut the domain down, by the newest event seen since this program started. Someone else's word than the guest's weighs more.
+    /// Who shut the domain down, by the newest event seen since this program started and the domain was last started.
     pub fn shutdown_by(&self, uuid: &str) -> Option<ShutdownBy> {
-        let shutdowns = self.shutdowns.lock().unwrap_or_else(PoisonError::into_inner);
-        shutdowns.iter().rev().find(|(of, _)| of == uuid).map(|(_, by)| *by)
+        self.shutdowns.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied()
     }
 }
 

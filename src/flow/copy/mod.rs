@@ -76,6 +76,13 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
         }
         // A domain that never was or is no more leaves nothing to release, or to keep off, but the claim.
         Found::None { .. } | Found::Several { .. } if ending => match &turn.seen.memory {
+            _ if turn.order.want == Want::Release && turn.shutdown_requested() => turn.problem(
+                "SourceGone",
+                format!(
+                    "The source was shut down for its cutover, and {} has no single domain {hostname} any more to start again. Define it again (virsh define), or take the finalizer off the VmMigration if the machine is given up.",
+                    turn.order.libvirt_uri
+                ),
+            ),
             Fact::Known(Some(memory)) if same(&memory.claim, &turn.order.claim) => {
                 turn.effects.push(Effect::DeleteClaim)
             }
@@ -187,6 +194,8 @@ fn already_claimed(domain: &DomainSeen, other: &Claim) -> String {
 fn take_claim(turn: &mut Turn<'_>, domain: &DomainSeen, own_mark: Option<&Mark>) -> MemoryChange {
     let mut memory = Memory::new(turn.order.claim.clone(), turn.order.epoch);
     memory.autostart_was = own_mark.and_then(|mark| mark.autostart_was);
+    // The file that would tell how far that cutover came is lost, so it may have come to its end.
+    memory.shut_down = own_mark.is_some_and(|mark| mark.state == MarkState::Cutover);
     turn.mark(domain, &memory, own_mark.map_or(MarkState::Claimed, |mark| mark.state));
     turn.soon();
     MemoryChange::Create(Box::new(memory))
@@ -225,6 +234,11 @@ fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated:
         return;
     }
     match turn.order.want {
+        // The target may be running, and the source is behind it or ahead of it.
+        Want::Inspect | Want::Mirror if memory.shut_down => {
+            mirror::report(turn, domain, memory);
+            cutover_unresolved(turn, domain);
+        }
         Want::Inspect => inspect(turn, domain, memory),
         Want::Mirror => {
             quiesce::restore(turn, domain, memory);
@@ -248,10 +262,7 @@ fn inspect(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
 
 fn not_running(turn: &mut Turn<'_>, domain: &DomainSeen) {
     if turn.own_mark(domain).is_some_and(|mark| mark.state == MarkState::Cutover) {
-        return turn.problem(
-            "CutoverUnresolved",
-            format!("Domain {} is {} and bears the mark of a cutover that was begun: look whether its target runs before anything is started. Release gives the source back.", domain.uuid, domain.state_word),
-        );
+        return cutover_unresolved(turn, domain);
     }
     turn.problem(
         "SourceNotRunning",
@@ -259,6 +270,13 @@ fn not_running(turn: &mut Turn<'_>, domain: &DomainSeen) {
             "Domain {} is {}: only a running machine can be moved. Start it; it was left as it is.",
             domain.uuid, domain.state_word
         ),
+    );
+}
+
+fn cutover_unresolved(turn: &mut Turn<'_>, domain: &DomainSeen) {
+    turn.problem(
+        "CutoverUnresolved",
+        format!("Domain {} is {} and a cutover of it was begun: look whether its target runs before anything is started. Release gives the source back.", domain.uuid, domain.state_word),
     );
 }
 

@@ -24,7 +24,7 @@ const RELAY_END_SECONDS: u64 = 5;
 pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
     turn.soon();
     let off = matches!(domain.power, Power::Off { .. });
-    let requested = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some());
+    let requested = turn.shutdown_requested();
     let seen_off = turn.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.off_by_libvirt_at.is_some());
     memory.shut_down |= seen_off || (off && requested);
     if memory.shut_down && !off {
@@ -347,10 +347,9 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
     true
 }
 
+/// Equal is what this driver compared: what was recorded by one that is gone is compared again, for nobody watched the disks meanwhile.
 fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceStatus) -> bool {
-    if quiesce.equal_at.is_some() {
-        return true;
-    }
+    let compared_at = quiesce.equal_at.take();
     let Ok(machine) = &domain.machine else { return false };
     let order = turn.order;
     let mut hashes = Vec::new();
@@ -375,7 +374,7 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceSt
     if hashes.len() < order.disks.len() {
         return false;
     }
-    quiesce.equal_at = Some(turn.moment());
+    quiesce.equal_at = compared_at.or_else(|| Some(turn.moment()));
     quiesce.blake3 = hashes;
     true
 }

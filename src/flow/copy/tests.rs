@@ -858,3 +858,53 @@ fn a_driver_may_die_between_recording_and_doing() {
         assert_eq!(host.status.reached, Some(Want::Quiesce), "lost {lost}: {:?}", host.status.problem);
     }
 }
+
+#[test]
+fn equal_is_believed_only_of_the_driver_that_compared() {
+    let mut host = Host::quiesced();
+    let first = host.status.quiesce.clone().unwrap().equal_at.unwrap();
+    host.turn();
+    assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, Some(first.clone()), "as long as it remembers");
+    // A new driver: what it has not compared, it does not report.
+    host.comparisons.clear();
+    host.comparison = ComparisonSeen::Running { done_bytes: 0 };
+    host.turns(2);
+    assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, None);
+    assert_eq!(host.status.reached, None);
+    for comparison in host.comparisons.values_mut() {
+        *comparison = ComparisonSeen::Equal { blake3: "h".into() };
+    }
+    host.turn();
+    assert!(host.status.quiesce.as_ref().unwrap().equal_at.clone().unwrap() > first);
+    assert_eq!(host.status.reached, Some(Want::Quiesce));
+}
+
+#[test]
+fn a_begun_cutover_whose_files_are_lost_is_neither_copied_nor_forgotten() {
+    let mut host = Host::quiesced();
+    // The hypervisor was rebooted: no claim file, and somebody started the source.
+    host.memory = None;
+    host.power_on();
+    host.done.clear();
+    for want in [Want::Inspect, Want::Mirror] {
+        host.want(want);
+        host.turns(3);
+        assert_eq!(host.reason(), "CutoverUnresolved", "{want:?}");
+    }
+    let touched = host.done.iter().any(|effect| !matches!(effect, Effect::WriteMark(_)));
+    assert!(!touched && !host.domain.autostart, "{:?}", host.done);
+    host.want(Want::Release);
+    host.turns(6);
+    assert_eq!(host.status.reached, Some(Want::Release));
+    assert!(host.domain.autostart && host.domain.mark.is_none());
+}
+
+#[test]
+fn a_source_that_was_shut_down_and_has_vanished_is_not_given_back_in_silence() {
+    let mut host = Host::quiesced();
+    host.want(Want::Release);
+    let gone = |seen: &mut Seen| seen.found = Fact::Known(Found::None { seen_names: vec![] });
+    let decision = host.decide(gone);
+    assert_eq!(decision.status.problem.unwrap().reason, "SourceGone");
+    assert_eq!((decision.effects, decision.status.reached), (vec![], None));
+}

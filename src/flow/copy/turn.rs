@@ -72,6 +72,11 @@ impl<'a> Turn<'a> {
         self.wake = URGENT;
     }
 
+    /// Whether the report says that the source was asked to power off.
+    pub fn shutdown_requested(&self) -> bool {
+        self.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.shutdown_requested_at.is_some())
+    }
+
     /// Seconds since `then`, never negative.
     pub fn seconds_since(&self, then: Timestamp) -> u64 {
         u64::try_from(self.now.0.duration_since(then).as_secs()).unwrap_or(0)
