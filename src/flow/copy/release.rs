@@ -25,7 +25,7 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
         return turn.effects.push(Effect::SetAutostart(was));
     }
     // The report may have been lost with its object, the claim file with a reboot: any of them tells.
-    let marked = own.as_ref().is_some_and(|mark| mark.state == MarkState::Cutover);
+    let marked = own.as_ref().is_some_and(|mark| mark.state != MarkState::Claimed);
     let we_shut_it_down = turn.shutdown_requested() || marked || memory.shut_down || memory.shutdown_sent_at.is_some();
     let sent_at = memory.shutdown_sent_at.clone().filter(|_| !memory.shut_down);
     let window = u64::from(turn.order.shutdown_timeout_seconds).min(MAX_WATCH_SECONDS);

@@ -908,3 +908,21 @@ fn a_source_that_was_shut_down_and_has_vanished_is_not_given_back_in_silence() {
     assert_eq!(decision.status.problem.unwrap().reason, "SourceGone");
     assert_eq!((decision.effects, decision.status.reached), (vec![], None));
 }
+
+#[test]
+fn a_machine_whose_cutover_is_undone_is_given_back_even_after_the_host_lost_its_files() {
+    for files_lost in [false, true] {
+        let mut host = Host::quiesced();
+        host.want(Want::KeepOff);
+        host.turns(3);
+        assert_eq!(host.status.reached, Some(Want::KeepOff));
+        if files_lost {
+            (host.memory, host.status) = (None, BlockCopyStatus::default());
+        }
+        host.want(Want::Release);
+        host.turns(8);
+        assert_eq!(host.status.reached, Some(Want::Release), "{:?}", host.status.problem);
+        assert_eq!(host.domain.power, Power::Running);
+        assert!(host.domain.autostart && host.domain.mark.is_none() && host.memory.is_none());
+    }
+}
