@@ -355,7 +355,7 @@ async fn a_target_that_differs_is_never_booted_and_the_source_runs_again() {
 async fn a_guest_that_does_not_shut_down_runs_on() {
     let (_dir, lab) = lab(LabOptions::default()).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], deaf: true, ..GuestSpec::default() });
-    lab.create("web01", json!({"hostname": "web01", "cutover": {"shutdownTimeoutSeconds": 10}})).await.unwrap();
+    lab.create("web01", json!({"hostname": "web01", "cutover": {"shutdown": {"timeoutSeconds": 10}}})).await.unwrap();
     in_sync(&lab, "web01").await;
     lab.approve("web01").await.unwrap();
     lab.wait_reason("web01", "ShutdownTimedOut", PATIENCE).await.unwrap();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{Condition, MicroTime, NameRef, Problem, Time};
 use super::machine::Machine;
+use super::shutdown::ShutdownPolicy;
 
 /// Which machine, approved or not, roll back or not. Only `hostname` is required, and every verb is a field that git can own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -83,10 +84,9 @@ pub struct CutoverSpec {
     /// Not before this time, even if approved earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
-    /// How long the guest may take to shut down, in seconds, before the cutover is given up and the source keeps running.
-    #[serde(default = "default_shutdown_timeout")]
-    #[schemars(range(min = 10, max = 3600))]
-    pub shutdown_timeout_seconds: u32,
+    /// How the source's guest is shut down.
+    #[serde(default)]
+    pub shutdown: ShutdownPolicy,
     /// The longest outage before the source is started again instead, in seconds, counted from the guest's power-off to the power-on order.
     #[serde(default = "default_max_downtime")]
     #[schemars(range(min = 30, max = 86_400))]
@@ -98,6 +98,19 @@ pub struct CutoverSpec {
     /// What happens if it is not heard by then.
     #[serde(default)]
     pub on_verify_failure: OnVerifyFailure,
+    /// What happens to a source that somebody starts although the target has taken over.
+    #[serde(default)]
+    pub on_source_started: OnSourceStarted,
+}
+
+/// What happens to a source that somebody starts although the target has taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnSourceStarted {
+    /// It is told, as loudly as a status can.
+    #[default]
+    Alarm,
+    /// It is told, and the source is powered off at once.
+    PowerOff,
 }
 
 /// What happens to a target that runs, but whose guest is not heard.
@@ -114,16 +127,13 @@ impl Default for CutoverSpec {
     fn default() -> Self {
         Self {
             not_before: None,
-            shutdown_timeout_seconds: default_shutdown_timeout(),
+            shutdown: ShutdownPolicy::default(),
             max_downtime_seconds: default_max_downtime(),
             verify_timeout_seconds: default_verify_timeout(),
             on_verify_failure: OnVerifyFailure::default(),
+            on_source_started: OnSourceStarted::default(),
         }
     }
-}
-
-fn default_shutdown_timeout() -> u32 {
-    300
 }
 
 fn default_max_downtime() -> u32 {
@@ -263,9 +273,8 @@ pub struct PlanStatus {
     /// Sizes of the target's disks in bytes, in the order of `machine.disks`.
     #[schemars(length(max = 256), inner(range(max = 9_007_199_254_740_991_i64)))]
     pub target_disk_bytes: Vec<u64>,
-    /// How long the guest may take to shut down, in seconds.
-    #[schemars(range(max = 3600))]
-    pub shutdown_timeout_seconds: u32,
+    /// How the source's guest is shut down.
+    pub shutdown: ShutdownPolicy,
     /// What the plan leaves out or maps differently, for the person who approves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 1024)))]

@@ -254,7 +254,7 @@ fn a_guest_that_does_not_obey_runs_on_as_it_was() {
     let host = Host::start();
     let guest = host.guest(&GuestSpec { deaf: true, ..one_disk() });
     let mut migration = Migration::of(&host, &guest);
-    migration.order.shutdown_timeout_seconds = 5;
+    migration.order.shutdown.timeout_seconds = 5;
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
     migration.want(Want::Quiesce);
@@ -277,7 +277,7 @@ fn a_guest_that_does_not_obey_runs_on_as_it_was() {
 
 /// A guest that somebody kills after it was asked to shut down is off, but not cleanly.
 fn killed_instead(host: &Host, guest: &Domain, mut migration: Migration) {
-    migration.order.shutdown_timeout_seconds = 60;
+    migration.order.shutdown.timeout_seconds = 60;
     migration.want(Want::Quiesce);
     migration
         .wait("asked", |status| status.quiesce.as_ref().is_some_and(|proofs| proofs.shutdown_requested_at.is_some()));

@@ -38,7 +38,7 @@ pub enum Error {
 pub struct Libvirt {
     uri: String,
     connection: Mutex<Option<Connect>>,
-    shutdowns: ffi::Shutdowns,
+    events: ffi::Events,
     hung: AtomicUsize,
 }
 
@@ -46,8 +46,8 @@ impl Libvirt {
     /// Names the daemon; the connection is made when it is needed.
     pub fn new(uri: &str) -> Arc<Self> {
         start_event_loop();
-        let (connection, shutdowns, hung) = Default::default();
-        Arc::new(Self { uri: uri.into(), connection, shutdowns, hung })
+        let (connection, events, hung) = Default::default();
+        Arc::new(Self { uri: uri.into(), connection, events, hung })
     }
 
     /// Runs `work` against the daemon within `deadline`. `what` says for people what was tried.
@@ -90,7 +90,7 @@ impl Libvirt {
         }
         let failed = |source| Error::Libvirt { what: format!("connecting to {}", self.uri), source };
         let connect = Connect::open(Some(&self.uri)).map_err(failed)?;
-        ffi::watch_shutdowns(&connect, &self.shutdowns).map_err(failed)?;
+        ffi::watch(&connect, &self.events).map_err(failed)?;
         *connection = Some(connect.clone());
         Ok(connect)
     }
@@ -102,9 +102,10 @@ impl Libvirt {
         }
     }
 
-    /// Who shut the domain down, by the newest event seen since this program started and the domain was last started.
-    pub fn shutdown_by(&self, uuid: &str) -> Option<ShutdownBy> {
-        self.shutdowns.lock().unwrap_or_else(PoisonError::into_inner).get(uuid).copied()
+    /// Who shut the domain down since it was last started, and how often its guest rebooted, by the events seen since this program started.
+    pub fn lifecycle(&self, uuid: &str) -> (Option<ShutdownBy>, u32) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.get(uuid).map_or((None, 0), |seen| (seen.shutdown_by, seen.reboots))
     }
 }
 

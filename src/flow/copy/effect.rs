@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::memory::{Mark, Memory};
 use super::seen::ProcessId;
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy};
+use crate::api::shutdown::{GuestCommand, ShutdownMethod};
 
 /// The outcome of [`super::decide`].
 #[derive(Clone, Debug, PartialEq)]
@@ -66,8 +67,12 @@ pub enum Effect {
         disk: DiskCopy,
         source_path: String,
     },
+    /// Have the guest's agent run a command, in the background.
+    RunInGuest(GuestCommand),
     /// Ask the guest to power off.
-    Shutdown,
+    Shutdown(ShutdownMethod),
+    /// Power the domain off, as if by pulling the plug.
+    PowerOff,
     /// Start the source again.
     Start,
     /// Give up the claim.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{Mark, Memory};
 use crate::api::machine::Machine;
+use crate::api::shutdown::CommandOutcome;
 
 /// Something that was looked at, or why it could not be.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,8 @@ pub struct Seen {
     pub relay: Fact<RelaySeen>,
     /// Processes of the host. Looked at after the domain.
     pub processes: Fact<ProcessesSeen>,
+    /// The command in the guest that this driver started.
+    pub command: Option<CommandSeen>,
     /// Comparisons that this driver started, by device.
     pub comparisons: BTreeMap<String, ComparisonSeen>,
     /// What went wrong when the last turn's effects were carried out.
@@ -70,6 +73,8 @@ pub struct DomainSeen {
     pub qemu_version: Version,
     /// Who shut the guest down, by libvirt's event; absent if this driver did not see it.
     pub shutdown_by: Option<ShutdownBy>,
+    /// Reboots of the guest that this driver saw.
+    pub reboots: u32,
 }
 
 /// What a domain does.
@@ -190,6 +195,13 @@ pub struct ExportSeen {
     pub drain_rate_bytes_s: u64,
     /// Writers wait for the target.
     pub throttled: bool,
+}
+
+/// A command in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandSeen {
+    Running,
+    Ended(CommandOutcome),
 }
 
 /// A comparison of source and target.

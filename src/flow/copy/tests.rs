@@ -13,6 +13,7 @@ use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, NfsFile};
 use crate::api::libvirt_host::CopyLimits;
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine};
 use crate::api::nutanix_cluster::NfsAddress;
+use crate::api::shutdown::{CommandOutcome, GuestCommand, OnCommandFailure, OnShutdownTimeout, ShutdownPolicy};
 
 const UUID: &str = "5d4ae1e7-0000-4000-8000-00000000beef";
 const DEVICES: [&str; 2] = ["vda", "vdb"];
@@ -72,7 +73,8 @@ fn order(want: Want, epoch: u64) -> BlockCopySpec {
         want,
         disks: DEVICES.iter().map(disk).collect(),
         limits: CopyLimits::default(),
-        shutdown_timeout_seconds: 120,
+        shutdown: ShutdownPolicy { timeout_seconds: 120, ..ShutdownPolicy::default() },
+        power_off_source: false,
     }
 }
 
@@ -89,6 +91,7 @@ struct Host {
     orphans: Vec<String>,
     comparison: ComparisonSeen,
     comparisons: BTreeMap<String, ComparisonSeen>,
+    command: Option<CommandSeen>,
     seconds: i64,
     done: Vec<Effect>,
     /// The guest obeys the power button.
@@ -114,6 +117,7 @@ impl Host {
             libvirt_version: MIN_LIBVIRT,
             qemu_version: Version(7, 2, 0),
             shutdown_by: None,
+            reboots: 0,
         };
         let relay = RelaySeen { instance: "r1".into(), pid: 200, memory_bytes: 128 << 20, exports: BTreeMap::new() };
         Self {
@@ -128,6 +132,7 @@ impl Host {
             orphans: vec![],
             comparison: ComparisonSeen::Equal { blake3: "h".into() },
             comparisons: BTreeMap::new(),
+            command: None,
             seconds: 1_000_000,
             done: vec![],
             obeys: true,
@@ -156,6 +161,7 @@ impl Host {
             memory: Fact::Known(self.memory.clone()),
             relay: self.relay.clone().map_or(Fact::Unknown("connection refused".into()), Fact::Known),
             processes: Fact::Known(processes),
+            command: self.command.clone(),
             comparisons: self.comparisons.clone(),
             trouble: self.trouble.take(),
         }
@@ -277,7 +283,13 @@ impl Host {
                 assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
                 self.comparisons.insert(disk.device, self.comparison.clone());
             }
-            Effect::Shutdown => {
+            Effect::RunInGuest(_) => self.command = Some(CommandSeen::Running),
+            Effect::PowerOff => {
+                self.domain.shutdown_by = Some(ShutdownBy::Host);
+                self.power_off();
+                self.domain.power = Power::Off { orderly: false };
+            }
+            Effect::Shutdown(_) => {
                 assert!(!self.domain.autostart, "shut down with autostart on");
                 if self.obeys {
                     self.domain.shutdown_by = Some(ShutdownBy::Guest);
@@ -290,7 +302,7 @@ impl Host {
     }
 
     fn shutdowns(&self) -> usize {
-        self.done.iter().filter(|effect| **effect == Effect::Shutdown).count()
+        self.done.iter().filter(|effect| matches!(effect, Effect::Shutdown(_))).count()
     }
 
     /// A host whose mirror is in sync.
@@ -557,7 +569,7 @@ fn unknown_never_moves_anything_forward() {
                 let decision = host.decide(spoil);
                 let what = format!("{last:?}, step {step}, spoil {index}");
                 let gone_too_far = |effect: &Effect| match effect {
-                    Effect::Shutdown => before.quiesce.as_ref().is_none_or(|q| q.shutdown_requested_at.is_none()),
+                    Effect::Shutdown(_) => before.quiesce.as_ref().is_none_or(|q| q.shutdown_requested_at.is_none()),
                     Effect::StartMirror { .. } => true,
                     // Starting the source again needs libvirt and the claim alone.
                     Effect::Start | Effect::DeleteClaim => index < 2,
@@ -744,8 +756,9 @@ fn a_source_started_by_somebody_voids_every_proof() {
     host.done.clear();
     host.turns(200);
     assert_eq!(host.reason(), "SourceStartedAgain");
-    let writes =
-        |effect: &Effect| matches!(effect, Effect::OpenExport { .. } | Effect::StartMirror { .. } | Effect::Shutdown);
+    let writes = |effect: &Effect| {
+        matches!(effect, Effect::OpenExport { .. } | Effect::StartMirror { .. } | Effect::Shutdown(_))
+    };
     assert!(!host.done.iter().any(writes), "{:?}", host.done);
 }
 
@@ -924,5 +937,87 @@ fn a_machine_whose_cutover_is_undone_is_given_back_even_after_the_host_lost_its_
         assert_eq!(host.status.reached, Some(Want::Release), "{:?}", host.status.problem);
         assert_eq!(host.domain.power, Power::Running);
         assert!(host.domain.autostart && host.domain.mark.is_none() && host.memory.is_none());
+    }
+}
+
+/// A host in sync whose guest has a command to run before it is shut down.
+fn with_command(on_failure: OnCommandFailure) -> Host {
+    let mut host = Host::in_sync();
+    host.want(Want::Quiesce);
+    let command = vec!["/bin/stop-database".into()];
+    host.order.shutdown.before = Some(GuestCommand { command, timeout_seconds: 60, on_failure });
+    host.turns(4);
+    assert_eq!((host.reason(), host.shutdowns()), ("GuestCommandRunning", 0));
+    assert_eq!(host.done.iter().filter(|effect| matches!(effect, Effect::RunInGuest(_))).count(), 1);
+    host
+}
+
+fn ended(exit_code: Option<i32>) -> Option<CommandSeen> {
+    Some(CommandSeen::Ended(CommandOutcome { exit_code, output: "words".into() }))
+}
+
+#[test]
+fn the_guest_is_shut_down_after_its_command_and_not_before() {
+    let mut host = with_command(OnCommandFailure::GiveUp);
+    host.command = ended(Some(0));
+    host.turns(10);
+    assert_eq!(host.status.reached, Some(Want::Quiesce), "{:?}", host.status.problem);
+    assert_eq!(host.status.quiesce.as_ref().unwrap().command.as_ref().unwrap().exit_code, Some(0));
+}
+
+#[test]
+fn a_command_that_fails_ends_the_cutover_or_not_as_its_policy_says() {
+    for exit_code in [Some(1), None] {
+        let mut host = with_command(OnCommandFailure::GiveUp);
+        host.command = ended(exit_code);
+        host.turns(5);
+        assert_eq!((host.reason(), host.shutdowns()), ("GuestCommandFailed", 0));
+        assert!(host.domain.autostart && host.domain.power == Power::Running, "all is put back");
+        let mut host = with_command(OnCommandFailure::GoOn);
+        host.command = ended(exit_code);
+        host.turns(10);
+        assert_eq!(host.status.reached, Some(Want::Quiesce));
+        assert_eq!(host.status.quiesce.as_ref().unwrap().command.as_ref().unwrap().exit_code, exit_code);
+    }
+}
+
+#[test]
+fn a_guest_that_ignores_the_power_button_is_powered_off_only_if_its_policy_says_so() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.order.shutdown.on_timeout = OnShutdownTimeout::ForceOff;
+    host.turns(100);
+    assert_eq!(host.domain.power, Power::Running, "it has 120 s");
+    host.turns(40);
+    assert_eq!(host.status.reached, Some(Want::Quiesce), "{:?}", host.status.problem);
+    assert_eq!(host.status.quiesce.as_ref().unwrap().how, Some(HowOff::Forced));
+}
+
+#[test]
+fn a_guest_that_reboots_instead_of_powering_off_is_noticed() {
+    let mut host = Host::in_sync();
+    host.domain.reboots = 3;
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(5);
+    assert_eq!((host.reason(), host.shutdowns()), ("", 1));
+    host.domain.reboots = 4;
+    host.turns(3);
+    assert_eq!(host.reason(), "GuestRebooted");
+    assert!(host.domain.autostart && host.domain.power == Power::Running);
+}
+
+#[test]
+fn a_source_that_is_started_after_the_cutover_is_powered_off_if_the_policy_says_so() {
+    for power_off_source in [false, true] {
+        let mut host = Host::quiesced();
+        host.want(Want::KeepOff);
+        host.order.power_off_source = power_off_source;
+        host.turns(3);
+        host.power_on();
+        host.turn();
+        assert_eq!(host.reason(), "SourceRunning");
+        assert_eq!(matches!(host.domain.power, Power::Off { .. }), power_off_source);
     }
 }

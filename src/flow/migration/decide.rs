@@ -12,7 +12,7 @@ use super::undo;
 use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
-use crate::api::vm_migration::Waiting;
+use crate::api::vm_migration::{OnSourceStarted, Waiting};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 /// All that a decision depends on.
@@ -231,11 +231,8 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         want,
         disks: step::disk_copies(setup, &draft.status),
         limits: setup.host.limits.clone(),
-        shutdown_timeout_seconds: draft
-            .status
-            .plan
-            .as_ref()
-            .map_or(input.spec.cutover.shutdown_timeout_seconds, |plan| plan.shutdown_timeout_seconds),
+        shutdown: draft.status.plan.as_ref().map_or(&input.spec.cutover.shutdown, |plan| &plan.shutdown).clone(),
+        power_off_source: input.spec.cutover.on_source_started == OnSourceStarted::PowerOff,
     })
 }
 

@@ -214,7 +214,7 @@ fn make_plan(
         container_ext_id: &placement.container_ext_id,
         subnet_ext_ids: &subnets,
         path_template: &setup.repository.path,
-        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        shutdown: &input.spec.cutover.shutdown,
         origin: &format!("VmMigration {}/{} uid {}", input.namespace, input.name, input.uid),
     })
     .map_err(|error| Refusal::new("PreflightFailed", error.to_string()))?;
@@ -227,7 +227,7 @@ fn make_plan(
         path: planned.path.clone(),
         terraform,
         target_disk_bytes: planned.disks.iter().map(|disk| disk.size_bytes).collect(),
-        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        shutdown: input.spec.cutover.shutdown.clone(),
         notes: findings.iter().map(ToString::to_string).collect(),
     })
 }
@@ -555,11 +555,13 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
         }
     }
     let waited = cutover.ordered_at.as_ref().map_or(0, |MicroTime(at)| seconds_since(input, *at));
-    if cutover.shutdown_requested_at.is_none() && waited > MAX_SECONDS_TO_SHUTDOWN {
+    let command = draft.status.plan.as_ref().and_then(|plan| plan.shutdown.before.as_ref());
+    let limit = MAX_SECONDS_TO_SHUTDOWN + command.map_or(0, |command| i64::from(command.timeout_seconds));
+    if cutover.shutdown_requested_at.is_none() && waited > limit {
         return Some(Refusal::new(
             "HostSideSilent",
             format!(
-                "the host side did not begin the shutdown within {MAX_SECONDS_TO_SHUTDOWN} s: the hour that was chosen for it is over"
+                "the host side did not begin the shutdown within {limit} s: the hour that was chosen for it is over"
             ),
         ));
     }
@@ -580,6 +582,8 @@ fn ends_the_cutover(reason: &str) -> bool {
     matches!(
         reason,
         "ShutdownTimedOut"
+            | "GuestCommandFailed"
+            | "GuestRebooted"
             | "NotInSync"
             | "NotEqual"
             | "QuiesceFailed"

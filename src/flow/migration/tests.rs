@@ -279,6 +279,7 @@ impl World {
 
 fn proven(now: &Time) -> QuiesceStatus {
     QuiesceStatus {
+        command: None,
         marked_at: Some(MicroTime(now.0)),
         shutdown_requested_at: Some(MicroTime(now.0)),
         off_by_libvirt_at: Some(MicroTime(now.0)),

@@ -121,7 +121,7 @@ fn target_off(
 
 /// Asks the target's guest to power off, and powers it off when it had time enough: what it writes is given up in any case.
 fn stop(input: &Input<'_>, draft: &mut Draft, undo: &mut UndoStatus, vm: &TargetVm) -> Progress {
-    let patience = draft.status.plan.as_ref().map_or(0, |plan| i64::from(plan.shutdown_timeout_seconds));
+    let patience = draft.status.plan.as_ref().map_or(0, |plan| i64::from(plan.shutdown.timeout_seconds));
     let (ext_id, asked) = (vm.ext_id.clone(), input.now.duration_since(undo.begun_at.0).as_secs());
     if asked < patience {
         if let Some(order) = recorded(input, &mut undo.shut_down, "shutdown", vm) {

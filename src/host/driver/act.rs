@@ -24,7 +24,7 @@ pub(super) async fn act(driver: &mut Driver, uuid: &str, effects: Vec<Effect>) -
     let mut trouble = None;
     for effect in effects {
         let needs_all_before =
-            matches!(effect, Effect::Shutdown | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
+            matches!(effect, Effect::Shutdown(_) | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
         if needs_all_before && trouble.is_some() {
             break;
         }
@@ -53,7 +53,12 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         }
         Effect::SetSpeed { device, bandwidth_bytes_s } => libvirt.set_speed(uuid, &device, bandwidth_bytes_s).await,
         Effect::AbortMirror { device } => libvirt.abort_mirror(uuid, &device).await,
-        Effect::Shutdown => libvirt.shutdown(uuid).await,
+        Effect::Shutdown(method) => libvirt.shutdown(uuid, method).await,
+        Effect::PowerOff => libvirt.power_off(uuid).await,
+        Effect::RunInGuest(command) => {
+            driver.command.start(libvirt, uuid, command);
+            return Ok(());
+        }
         Effect::Start => libvirt.start(uuid).await,
         Effect::OpenExport { disk, fresh } => return open(driver, disk, fresh).await,
         Effect::CloseExport { device, discard } => return relay(driver.relay.close(&device, discard)).await,

@@ -5,6 +5,7 @@
 
 mod act;
 mod claim;
+mod guest_command;
 mod observe;
 mod order;
 
@@ -118,6 +119,7 @@ struct Driver {
     relay_directory: PathBuf,
     claims: claim::Claims,
     comparisons: act::Comparisons,
+    command: guest_command::Running,
     holders: Option<(Instant, BTreeMap<String, Vec<Holder>>)>,
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
@@ -134,6 +136,7 @@ impl Driver {
             relay_directory,
             claims: claim::Claims::new(&run_directory),
             comparisons: act::Comparisons::default(),
+            command: guest_command::Running::default(),
             holders: None,
             trouble: None,
             reported_at: None,
@@ -149,6 +152,7 @@ impl Driver {
     async fn turn(&mut self, orders: &mut dyn Orders, order: &Order, fresh: bool) -> (Duration, bool) {
         if order.spec.want != Want::Quiesce {
             self.comparisons.clear();
+            self.command.clear();
         }
         let seen = observe::observe(self, order).await;
         let now = Time(Timestamp::now());

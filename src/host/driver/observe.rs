@@ -34,7 +34,8 @@ pub(super) async fn observe(driver: &mut Driver, order: &Order) -> Seen {
         Fact::Known(Found::One(domain)) => processes(driver, order, domain, &memory, &relay).await,
         Fact::Known(_) | Fact::Unknown(_) => Fact::Unknown("which disks to look for is not known".into()),
     };
-    Seen { found, memory, relay, processes, comparisons: driver.comparisons.seen(), trouble: driver.trouble.take() }
+    let (command, comparisons) = (driver.command.seen(), driver.comparisons.seen());
+    Seen { found, memory, relay, processes, command, comparisons, trouble: driver.trouble.take() }
 }
 
 /// A result as a fact; the whole chain of an error as the reason why it is unknown.
