@@ -1,6 +1,7 @@
 //! The way as it is meant: inspected, mirrored, shut down, proven equal; then retired or given back.
 
 use drover::api::block_copy::Want;
+use drover::api::shutdown::{GuestCommand, OnCommandFailure, ShutdownMethod};
 use drover_lab::libvirt::GuestSpec;
 
 use crate::host::{DISK, Host, LIMIT};
@@ -92,4 +93,37 @@ fn a_mirror_that_is_released_leaves_the_guest_running() {
     assert!(guest.autostart().unwrap());
     guest.wait_for_ack(guest.console().last_ack().unwrap() + 20, LIMIT).unwrap();
     assert_not_held_up(&guest, 10);
+}
+
+#[test]
+fn the_agent_in_the_guest_runs_a_command_and_then_shuts_it_down() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { disks: vec![DISK], agent: true, deaf: true, ..GuestSpec::default() });
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    let says = |words: &str| vec!["/bin/sh".into(), "-c".into(), words.to_owned()];
+    let command =
+        |words: &str| GuestCommand { command: says(words), timeout_seconds: 5, on_failure: OnCommandFailure::GiveUp };
+    migration.order.shutdown.method = ShutdownMethod::Agent;
+
+    for (words, part) in [
+        ("echo database is busy; exit 3", "ended with 3, so it was not shut down: database is busy"),
+        ("sleep 60", "did not end by itself"),
+    ] {
+        migration.order.shutdown.before = Some(command(words));
+        migration.want(Want::Quiesce);
+        let message = migration.problem("GuestCommandFailed");
+        assert!(message.contains(part), "{message}");
+        assert_eq!(guest.state().unwrap(), "running");
+        migration.want(Want::Mirror);
+        migration.wait_in_sync();
+    }
+    migration.order.shutdown.before = Some(command("echo COMMAND ran > /dev/console; echo all is well"));
+    let status = migration.quiesce(&host, &guest);
+    let outcome = status.quiesce.unwrap().command.unwrap();
+    assert_eq!((outcome.exit_code, outcome.output.as_str()), (Some(0), "all is well"));
+    let console = guest.console().text();
+    let place = |words: &str| console.find(words).unwrap_or_else(|| panic!("{words} is not on the console: {console}"));
+    assert!(place("COMMAND ran") < place("SHUTDOWN asked"));
 }

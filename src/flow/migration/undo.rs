@@ -172,11 +172,12 @@ fn fenced(description: &str, epoch: u64) -> String {
 
 /// The host side starts what it had shut down, and gives the machine up.
 fn give_back(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    order(input, draft, Want::Release);
+    let want = if of_boot(input) { Want::Undo } else { Want::Release };
+    order(input, draft, want);
     let Fact::Known(Some(copy)) = &input.seen.copy else {
         return Progress::waits("RollingBack", "starting the host-side job");
     };
-    if !reached(copy, Want::Release) {
+    if !reached(copy, want) {
         return Progress::waits("RollingBack", "the host side gives the source back");
     }
     let state = copy.status.as_ref().and_then(|status| status.domain.as_ref()).map_or("unknown", |d| &d.state);
