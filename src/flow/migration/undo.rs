@@ -11,7 +11,7 @@
 use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::seen::{Fact, TargetVm};
-use super::step::{Progress, both_would_run, clip};
+use super::step::{self, Progress, both_would_run, clip};
 use super::target_order::recorded;
 use super::want::wanted;
 use crate::api::block_copy::Want;
@@ -195,9 +195,12 @@ fn give_back(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     // An approval that was carried out once is not carried out again by itself: a person raises the attempt.
     let undone = Problem { reason: "RolledBack".into(), message: clip(&message), since: Time(input.now) };
-    let undone = cutover.abandoned.filter(|before| before.reason == undone.reason).unwrap_or(undone);
+    let undone = cutover.abandoned.clone().filter(|before| before.reason == undone.reason).unwrap_or(undone);
     let next = if input.spec.rollback == Some(true) { "Remove spec.rollback and raise" } else { "Raise" };
     let progress = Progress::stalled("RolledBack", format!("{}. {next} spec.attempt to try again", undone.message));
+    if cutover.ordered_at.is_some() {
+        step::keep_cutover(&mut draft.status, cutover);
+    }
     draft.status.cutover = Some(CutoverStatus { abandoned: Some(undone), ..CutoverStatus::default() });
     progress
 }
