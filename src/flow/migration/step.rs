@@ -586,7 +586,6 @@ fn ends_the_cutover(reason: &str) -> bool {
             | "GuestRebooted"
             | "NotInSync"
             | "NotEqual"
-            | "QuiesceFailed"
             | "SourceChanged"
             | "SourceNotRunning"
             | "SourceStartedAgain"
@@ -607,7 +606,7 @@ fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     match PowerOnPermit::prove(input) {
         Ok((_permit, target)) => {
-            cutover.power_on = Some(target_order::new(input, "power-on", target));
+            cutover.power_on = Some(target_order::new(input, "power-on", target, None));
             draft.status.cutover = Some(cutover);
             // Sent in the next turn, when this record is known to be stored.
             Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
