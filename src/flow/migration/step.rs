@@ -144,7 +144,7 @@ const FOR_A_PERSON: &[&str] = &[
 ];
 
 /// What the host side reports for the current order as being in its way.
-fn problem(copy: &BlockCopy) -> Option<Progress> {
+pub fn problem(copy: &BlockCopy) -> Option<Progress> {
     let status = copy.status.as_ref().filter(|status| status.epoch == Some(copy.spec.epoch))?;
     let problem = status.problem.as_ref()?;
     let stalled = FOR_A_PERSON.contains(&problem.reason.as_str());
