@@ -210,8 +210,7 @@ fn started_again(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) 
 
 /// The order has failed for good; [`stay_failed`] puts back what it changed.
 fn fail(turn: &mut Turn<'_>, memory: &mut Memory, reason: &str, message: String) {
-    memory.quiesce_failed =
-        Some(Failure { epoch: turn.order.epoch, reason: reason.into(), message: message.clone() });
+    memory.quiesce_failed = Some(Failure { epoch: turn.order.epoch, reason: reason.into(), message: message.clone() });
     turn.status.problem = None;
     turn.problem(reason, message);
 }

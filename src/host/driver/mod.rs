@@ -20,9 +20,7 @@ use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
 use crate::edge::libvirt::Libvirt;
-use crate::flow::copy::{
-    Decision, Effect, Fact, Found, Holder, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide,
-};
+use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
 use order::{Files, Kubernetes, Order, Orders};
 
