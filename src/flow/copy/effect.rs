@@ -61,10 +61,20 @@ pub enum Effect {
         process: ProcessId,
         force: bool,
     },
-    /// Compare source and target in the background.
+    /// Verify a disk in the background while its guest runs, for this turn: what is not ordered again pauses.
+    Verify {
+        disk: DiskCopy,
+        source_path: String,
+        relay_instance: String,
+        opening: String,
+        bytes_s: u64,
+    },
+    /// Compare source and target in the background. `believe`: the relay whose write counters tell what was not written to since it was
+    /// verified, and is not compared again.
     Compare {
         disk: DiskCopy,
         source_path: String,
+        believe: Option<String>,
     },
     /// Ask the guest to power off.
     Shutdown,
@@ -75,8 +85,8 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest.
+    /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest, or reads.
     pub fn needs_no_record(&self) -> bool {
-        matches!(self, Effect::SetSpeed { .. })
+        matches!(self, Effect::SetSpeed { .. } | Effect::Verify { .. })
     }
 }

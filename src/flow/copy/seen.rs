@@ -26,6 +26,8 @@ pub struct Seen {
     pub relay: Fact<RelaySeen>,
     /// Processes of the host. Looked at after the domain.
     pub processes: Fact<ProcessesSeen>,
+    /// What this driver has verified while it saw the disks in step, by device.
+    pub verifications: BTreeMap<String, VerificationSeen>,
     /// Comparisons that this driver started, by device.
     pub comparisons: BTreeMap<String, ComparisonSeen>,
     /// What went wrong when the last turn's effects were carried out.
@@ -183,6 +185,8 @@ pub struct RelaySeen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportSeen {
     pub size_bytes: u64,
+    /// Changes each time that it is opened.
+    pub opening: String,
     pub connected: bool,
     /// Why its content cannot be trusted any more.
     pub broken: Option<String>,
@@ -190,6 +194,17 @@ pub struct ExportSeen {
     pub drain_rate_bytes_s: u64,
     /// Writers wait for the target.
     pub throttled: bool,
+}
+
+/// A disk that is being verified while its guest runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerificationSeen {
+    /// Which opening of the export it belongs to.
+    pub opening: String,
+    /// Equal at this moment.
+    pub verified_bytes: u64,
+    /// A difference that stands although nothing was written.
+    pub difference_offset: Option<u64>,
 }
 
 /// A comparison of source and target.
@@ -200,6 +215,9 @@ pub enum ComparisonSeen {
     },
     Equal {
         blake3: String,
+        /// Extents that were read for it, and those that were known to be equal.
+        compared_extents: u64,
+        verified_extents: u64,
     },
     Different {
         first_difference_offset: u64,

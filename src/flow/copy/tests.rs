@@ -88,6 +88,7 @@ struct Host {
     stranger: Option<Holder>,
     orphans: Vec<String>,
     comparison: ComparisonSeen,
+    verifications: BTreeMap<String, VerificationSeen>,
     comparisons: BTreeMap<String, ComparisonSeen>,
     seconds: i64,
     done: Vec<Effect>,
@@ -126,7 +127,8 @@ impl Host {
             alive: BTreeSet::from([100, 200]),
             stranger: None,
             orphans: vec![],
-            comparison: ComparisonSeen::Equal { blake3: "h".into() },
+            comparison: ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 1, verified_extents: 15 },
+            verifications: BTreeMap::new(),
             comparisons: BTreeMap::new(),
             seconds: 1_000_000,
             done: vec![],
@@ -156,6 +158,7 @@ impl Host {
             memory: Fact::Known(self.memory.clone()),
             relay: self.relay.clone().map_or(Fact::Unknown("connection refused".into()), Fact::Known),
             processes: Fact::Known(processes),
+            verifications: self.verifications.clone(),
             comparisons: self.comparisons.clone(),
             trouble: self.trouble.take(),
         }
@@ -272,6 +275,10 @@ impl Host {
             Effect::EndRelay { process, .. } => {
                 assert_eq!(process.pid, self.relay.as_ref().unwrap().pid);
                 self.new_relay();
+            }
+            Effect::Verify { disk, opening, .. } => {
+                let seen = VerificationSeen { opening, verified_bytes: SIZE / 2, difference_offset: None };
+                self.verifications.entry(disk.device).or_insert(seen);
             }
             Effect::Compare { disk, .. } => {
                 assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
@@ -872,7 +879,7 @@ fn equal_is_believed_only_of_the_driver_that_compared() {
     assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, None);
     assert_eq!(host.status.reached, None);
     for comparison in host.comparisons.values_mut() {
-        *comparison = ComparisonSeen::Equal { blake3: "h".into() };
+        *comparison = ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 16, verified_extents: 0 };
     }
     host.turn();
     assert!(host.status.quiesce.as_ref().unwrap().equal_at.clone().unwrap() > first);

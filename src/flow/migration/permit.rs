@@ -71,6 +71,8 @@ fn quiesced(quiesce: &QuiesceStatus) -> Result<(), Missing> {
         writers_gone_at,
         equal_at,
         blake3: _,
+        compared_extents: _,
+        verified_extents: _,
     } = quiesce;
     let proofs = [
         (marked_at, "the source bears its mark"),

@@ -787,6 +787,7 @@ fn disk_status(disk: &crate::api::block_copy::DiskCopyStatus) -> DiskStatus {
         total_bytes: disk.total_bytes,
         rate_mib_s: disk.rate_mib_s,
         backlog_bytes: disk.backlog_bytes,
+        verified_bytes: disk.verified_bytes,
     }
 }
 

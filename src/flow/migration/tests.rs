@@ -184,6 +184,7 @@ impl World {
             total_bytes: disk.size_bytes,
             rate_mib_s: 0,
             backlog_bytes: 0,
+            verified_bytes: disk.size_bytes,
             dirtied: true,
         });
         match want {
@@ -252,6 +253,8 @@ fn proven(now: &Time) -> QuiesceStatus {
         writers_gone_at: Some(MicroTime(now.0)),
         equal_at: Some(MicroTime(now.0)),
         blake3: vec![],
+        compared_extents: None,
+        verified_extents: None,
     }
 }
 

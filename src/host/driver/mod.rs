@@ -5,6 +5,7 @@
 
 mod act;
 mod claim;
+mod compare;
 mod observe;
 mod order;
 
@@ -117,8 +118,10 @@ struct Driver {
     relay: RelayClient,
     relay_directory: PathBuf,
     claims: claim::Claims,
-    comparisons: act::Comparisons,
-    holders: Option<(Instant, BTreeMap<String, Vec<Holder>>)>,
+    verifications: compare::Verifications,
+    comparisons: compare::Comparisons,
+    /// Who held the disks, when, and under which id the domain ran then.
+    holders: Option<(Instant, Option<u32>, BTreeMap<String, Vec<Holder>>)>,
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
     reported_at: Option<Instant>,
@@ -133,7 +136,8 @@ impl Driver {
             relay: RelayClient::new(&relay_directory),
             relay_directory,
             claims: claim::Claims::new(&run_directory),
-            comparisons: act::Comparisons::default(),
+            verifications: compare::Verifications::default(),
+            comparisons: compare::Comparisons::default(),
             holders: None,
             trouble: None,
             reported_at: None,
@@ -150,6 +154,9 @@ impl Driver {
         if order.spec.want != Want::Quiesce {
             self.comparisons.clear();
         }
+        if !matches!(order.spec.want, Want::Mirror | Want::Quiesce) {
+            self.verifications.clear();
+        }
         let seen = observe::observe(self, order).await;
         let now = Time(Timestamp::now());
         let mut decision = decide(&order.spec, &order.status, &seen, &now);
@@ -164,6 +171,7 @@ impl Driver {
         if !recorded {
             effects.retain(Effect::needs_no_record);
         }
+        self.verifications.pause_all_but(&effects);
         if let Some(uuid) = uuid {
             self.trouble = act::act(self, &uuid, effects).await;
         }
@@ -218,7 +226,8 @@ fn without_progress(status: &BlockCopyStatus) -> BlockCopyStatus {
     let mut status = status.clone();
     status.seen_at = None;
     for disk in &mut status.disks {
-        (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s, disk.backlog_bytes) = (0, 0, 0, 0);
+        (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s) = (0, 0, 0);
+        (disk.backlog_bytes, disk.verified_bytes) = (0, 0);
     }
     status
 }

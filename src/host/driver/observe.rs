@@ -34,7 +34,15 @@ pub(super) async fn observe(driver: &mut Driver, order: &Order) -> Seen {
         Fact::Known(Found::One(domain)) => processes(driver, order, domain, &memory, &relay).await,
         Fact::Known(_) | Fact::Unknown(_) => Fact::Unknown("which disks to look for is not known".into()),
     };
-    Seen { found, memory, relay, processes, comparisons: driver.comparisons.seen(), trouble: driver.trouble.take() }
+    Seen {
+        found,
+        memory,
+        relay,
+        processes,
+        verifications: driver.verifications.seen(),
+        comparisons: driver.comparisons.seen(),
+        trouble: driver.trouble.take(),
+    }
 }
 
 /// A result as a fact; the whole chain of an error as the reason why it is unknown.
@@ -61,6 +69,7 @@ fn relay_seen(status: RelayStatus) -> RelaySeen {
     let exports = status.exports.into_iter().map(|export| {
         let seen = ExportSeen {
             size_bytes: export.size_bytes,
+            opening: export.opening.to_string(),
             connected: export.connected,
             broken: export.broken,
             backlog_bytes: export.backlog_bytes,
@@ -108,13 +117,14 @@ async fn processes(
         Ok(machine) => machine,
         Err(why) => return Fact::Unknown(why.clone()),
     };
-    // While it runs, who holds the disks changes rarely; a proof of "off" is always made from a list of this very turn.
+    // While it runs, who holds the disks changes rarely; a proof of "off" is always made from a list of this very turn. A domain that was
+    // started again, however shortly, has another id.
     let off = matches!(domain.power, Power::Off { .. });
     let recent = driver
         .holders
         .as_ref()
-        .filter(|(at, _)| !off && at.elapsed() < HOLDERS_AGE)
-        .map(|(_, holders)| holders.clone());
+        .filter(|(at, id, _)| !off && *id == domain.id && at.elapsed() < HOLDERS_AGE)
+        .map(|(_, _, holders)| holders.clone());
     let look = Look {
         disks: machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect(),
         domain_uuid: domain.uuid.clone(),
@@ -127,7 +137,7 @@ async fn processes(
             Fact::Unknown(_) => None,
         },
         servers: order.spec.disks.iter().filter_map(|disk| disk.target.server.address.parse().ok()).collect(),
-        look_for_sockets: order.spec.want == Want::Quiesce,
+        look_for_sockets: matches!(order.spec.want, Want::Mirror | Want::Quiesce),
     };
     let result = tokio::task::spawn_blocking(move || look.run(recent)).await;
     let seen = match result {
@@ -135,7 +145,7 @@ async fn processes(
         Err(err) => Fact::Unknown(format!("looking at the host's processes has failed: {err}")),
     };
     if let Fact::Known((processes, true)) = &seen {
-        driver.holders = Some((Instant::now(), processes.holders.clone()));
+        driver.holders = Some((Instant::now(), domain.id, processes.holders.clone()));
     }
     match seen {
         Fact::Known((processes, _)) => Fact::Known(processes),

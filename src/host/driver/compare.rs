@@ -1,0 +1,138 @@
+//! What runs in the background of the turns: disks being verified while their guest runs, and compared when it is off.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::chain;
+use crate::api::block_copy::DiskCopy;
+use crate::flow::copy::{ComparisonSeen, Effect, VerificationSeen};
+use crate::host::relay::TargetSpec;
+use crate::host::relay::writes::extent_count;
+use crate::host::verify::background::{Background, Job};
+use crate::host::verify::compare;
+use crate::host::verify::ledger::Hash;
+
+/// Pause before a comparison that failed is tried again.
+const COMPARE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Disks that are being verified, by device. That one is here says that this driver saw its mirror in step.
+#[derive(Default)]
+pub(super) struct Verifications(BTreeMap<String, Background>);
+
+impl Verifications {
+    /// Verifies at that pace; begins with it unless it was begun for this very opening of the export.
+    pub(super) fn go_on(&mut self, job: Job, bytes_s: u64) -> Result<(), String> {
+        let device = job.device.clone();
+        if self.0.get(&device).is_none_or(|running| running.opening() != job.opening) {
+            self.0.insert(device.clone(), Background::start(job).map_err(|err| chain(&err))?);
+        }
+        self.0[&device].pace(bytes_s);
+        Ok(())
+    }
+
+    /// What this turn does not order pauses.
+    pub(super) fn pause_all_but(&mut self, effects: &[Effect]) {
+        let ordered = |device: &String| {
+            effects.iter().any(|effect| matches!(effect, Effect::Verify { disk, .. } if disk.device == *device))
+        };
+        self.0.iter().filter(|(device, _)| !ordered(device)).for_each(|(_, running)| running.pace(0));
+    }
+
+    /// How far each one is.
+    pub(super) fn seen(&self) -> BTreeMap<String, VerificationSeen> {
+        let look = |running: &Background| {
+            let (verified_bytes, difference_offset) = running.progress();
+            VerificationSeen { opening: running.opening().to_string(), verified_bytes, difference_offset }
+        };
+        self.0.iter().map(|(device, running)| (device.clone(), look(running))).collect()
+    }
+
+    /// For each extent of a disk its hash, if the write counters of the relay `believe` say that it is as it was when it was verified.
+    pub(super) fn known(&self, disk: &DiskCopy, believe: Option<&str>) -> Vec<Option<Hash>> {
+        let running = self.0.get(&disk.device);
+        let known = believe.and_then(|relay| relay.parse().ok()).and_then(|relay| running?.known(relay));
+        if known.is_none() {
+            tracing::warn!(device = disk.device, ?believe, verified = running.is_some(), "every extent is compared");
+        }
+        known.unwrap_or_else(|| vec![None; extent_count(disk.size_bytes)])
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Comparisons that run in the background, by device.
+#[derive(Default)]
+pub(super) struct Comparisons(BTreeMap<String, Comparison>);
+
+struct Comparison {
+    task: tokio::task::JoinHandle<ComparisonSeen>,
+    done_bytes: Arc<AtomicU64>,
+    ended: Option<(Instant, ComparisonSeen)>,
+}
+
+impl Comparisons {
+    /// Starts one, unless it runs, has an answer, or has failed only just now.
+    pub(super) fn start(&mut self, disk: DiskCopy, source: PathBuf, known: Vec<Option<Hash>>) {
+        if let Some(known) = self.0.get(&disk.device) {
+            let failed_at = match &known.ended {
+                Some((at, ComparisonSeen::Failed(_))) => at,
+                Some(_) | None => return,
+            };
+            if failed_at.elapsed() < COMPARE_PAUSE {
+                return;
+            }
+        }
+        let done_bytes = Arc::new(AtomicU64::new(0));
+        let shared = Arc::clone(&done_bytes);
+        let device = disk.device.clone();
+        let task = tokio::spawn(async move {
+            let progress = |bytes| shared.store(bytes, Ordering::Relaxed);
+            let (extents, target) = (known.len() as u64, TargetSpec::Nfs(disk.target));
+            let begun = Instant::now();
+            match compare::compare(&source, disk.size_bytes, &target, known, &progress).await {
+                Ok(compare::Comparison { first_difference_offset: Some(first_difference_offset), .. }) => {
+                    ComparisonSeen::Different { first_difference_offset }
+                }
+                Ok(compare::Comparison { blake3, compared_extents, .. }) => {
+                    let millis = begun.elapsed().as_millis();
+                    tracing::info!(device = disk.device, compared_extents, extents, millis, "equal");
+                    let verified_extents = extents - compared_extents;
+                    ComparisonSeen::Equal { blake3, compared_extents, verified_extents }
+                }
+                Err(err) => ComparisonSeen::Failed(chain(&err)),
+            }
+        });
+        self.0.insert(device, Comparison { task, done_bytes, ended: None });
+    }
+
+    /// How far each one is.
+    pub(super) fn seen(&mut self) -> BTreeMap<String, ComparisonSeen> {
+        use futures::FutureExt;
+        let look = |comparison: &mut Comparison| {
+            if comparison.ended.is_none()
+                && let Some(ended) = (&mut comparison.task).now_or_never()
+            {
+                let seen = ended.unwrap_or_else(|err| ComparisonSeen::Failed(err.to_string()));
+                comparison.ended = Some((Instant::now(), seen));
+            }
+            match &comparison.ended {
+                Some((_, seen)) => seen.clone(),
+                None => ComparisonSeen::Running { done_bytes: comparison.done_bytes.load(Ordering::Relaxed) },
+            }
+        };
+        self.0.iter_mut().map(|(device, comparison)| (device.clone(), look(comparison))).collect()
+    }
+
+    /// Forgets all: what they saw, or are about to see, proves nothing.
+    pub(super) fn clear(&mut self) {
+        for (_, comparison) in std::mem::take(&mut self.0) {
+            comparison.task.abort();
+        }
+    }
+}
