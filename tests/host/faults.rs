@@ -82,6 +82,8 @@ fn a_driver_killed_after_the_shutdown_is_followed_by_one_that_proves_it() {
     let status = migration.wait("reached", |status| status.reached == Some(Want::Quiesce));
     assert_eq!(guest.console().text().matches("SHUTDOWN asked").count(), 1);
     migration.assert_moved(&host, &guest, &status);
+    let proofs = status.quiesce.unwrap();
+    assert_eq!((proofs.compared_extents, proofs.verified_extents), (Some(16), Some(0)), "nobody watched the source");
 
     // Somebody starts the source after all: nothing that was proven holds any more.
     host.libvirt.virsh(&["start", "--paused", "web01"]).unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use drover::api::block_copy::{BlockCopySpec, BlockCopyStatus, Claim, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use drover::api::libvirt_host::CopyLimits;
 use drover::api::nutanix_cluster::NfsAddress;
+use drover::host::relay::{ExportStatus, RelayClient};
 use drover_lab::guest::read_records;
 use drover_lab::libvirt::Domain;
 use drover_lab::process::Process;
@@ -191,6 +192,24 @@ impl Migration {
     pub fn claim(&self, host: &Host, domain: &Domain) -> Option<serde_json::Value> {
         let path = host.dir().join("run/claims").join(format!("{}.json", host.uuid(domain)));
         path.exists().then(|| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
+    }
+
+    /// What the relay says of the first disk.
+    pub fn export(&self) -> ExportStatus {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let status = runtime.block_on(RelayClient::new(&self.dir).status()).unwrap();
+        status.exports.into_iter().next().unwrap()
+    }
+
+    /// Waits until at least `bytes` of the first disk are verified.
+    pub fn wait_verified(&self, bytes: u64) -> BlockCopyStatus {
+        self.wait("verified", |status| status.disks.first().is_some_and(|disk| disk.verified_bytes >= bytes))
+    }
+
+    /// Sets the pace of verifying without a new order.
+    pub fn verify_at(&mut self, mib_per_second: u32) {
+        self.order.limits.verify_mib_per_second = mib_per_second;
+        self.write_order();
     }
 
     /// The unbroken run of the mirror, as the driver remembers it.
