@@ -146,8 +146,13 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
         holders.retain(|process| processes.alive.contains(process));
     }
     memory.writers.insert(writer);
-    memory.attempt =
-        Some(Attempt { relay_instance: relay.instance.clone(), qemu, started_at: None, synced: Default::default() });
+    memory.attempt = Some(Attempt {
+        relay_instance: relay.instance.clone(),
+        qemu,
+        started_at: None,
+        synced: Default::default(),
+        cut: false,
+    });
     if let Ok(machine) = &domain.machine {
         memory.source_paths = machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect();
     }

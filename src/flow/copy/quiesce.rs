@@ -9,7 +9,7 @@ use super::memory::{MarkState, Memory};
 use super::mirror;
 use super::seen::{ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
 use super::turn::Turn;
-use crate::api::block_copy::{HowOff, MirrorState, QuiesceStatus, Want};
+use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, QuiesceStatus, Want};
 
 /// How long an order may wait for a mirror that is not in sync at that moment.
 const PATIENCE_SECONDS: u64 = 30;
@@ -128,6 +128,13 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
                 "The copy broke while the guest was asked to shut down: {why}. The source is left as it is: release it, or copy again."
             );
             return fail(turn, memory, "NotInSync", message);
+        }
+        // The relay was looked at before the domain: a power-off that ended the connection would be seen by now.
+        let cut_off = |disk: &DiskCopy| relay.exports.get(&disk.device).is_some_and(|export| !export.connected);
+        if let Some(attempt) = &mut memory.attempt
+            && matches!(domain.power, Power::Running | Power::Paused)
+        {
+            attempt.cut |= turn.order.disks.iter().any(cut_off);
         }
     }
     let limit = u64::from(turn.order.shutdown_timeout_seconds);
@@ -395,12 +402,14 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesc
 
 /// The relay whose write counters tell what was not written to since it was verified. None: every extent is to be compared.
 ///
-/// They count what passes the mirror. Nothing passed it by if the guest shut itself down and no other QEMU was ever seen with its disks.
+/// They count what passes the mirror. Nothing passed it by if the guest shut itself down, no other QEMU was ever seen with its disks, and
+/// the mirror was there for as long as the guest was seen running.
 fn believed_relay(turn: &Turn<'_>, memory: &Memory, quiesce: &QuiesceStatus) -> Option<String> {
     let attempt = memory.attempt.as_ref()?;
     let held_by_it_alone =
         |device| memory.holders.get(device).is_some_and(|holders| holders.iter().all(|holder| *holder == attempt.qemu));
     let believed = quiesce.how == Some(HowOff::Clean)
+        && !attempt.cut
         && turn.order.limits.verify_mib_per_second > 0
         && turn.order.disks.iter().all(|disk| held_by_it_alone(&disk.device));
     believed.then(|| attempt.relay_instance.clone())

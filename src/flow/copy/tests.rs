@@ -644,6 +644,19 @@ fn counters_are_believed_only_of_a_source_that_shut_itself_down_under_one_qemu()
     assert_eq!(killed.status.quiesce.as_ref().unwrap().how, Some(HowOff::Unclear));
     assert_eq!(killed.done.iter().filter(|effect| compares(effect)).count(), 2);
 
+    // The mirror was ended by hand while the guest was on its way down.
+    let mut cut = Host::in_sync();
+    cut.obeys = false;
+    cut.want(Want::Quiesce);
+    cut.turns(4);
+    cut.end_mirrors();
+    cut.turn();
+    cut.domain.shutdown_by = Some(ShutdownBy::Guest);
+    cut.power_off();
+    cut.turns(12);
+    assert_eq!(cut.status.quiesce.as_ref().unwrap().how, Some(HowOff::Clean));
+    assert_eq!(cut.done.iter().filter(|effect| compares(effect)).count(), 2);
+
     // Somebody started it, and it was seen; then it went off as it was asked to.
     let mut twice = Host::in_sync();
     twice.memory.as_mut().unwrap().holders.get_mut("vdb").unwrap().insert(process(999));

@@ -1,7 +1,8 @@
 //! Doing: carries out effects in their order. What fails is told to the next turn, which sees whether it happened.
 
-use std::path::PathBuf;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::{Driver, chain};
 use crate::api::block_copy::DiskCopy;
@@ -55,7 +56,20 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         Effect::EndRelay { process, force } => return host_processes::end(&process, force).map_err(|err| chain(&err)),
         Effect::DeleteClaim => return driver.claims.delete(uuid).map_err(|err| chain(&err)),
         Effect::Verify { disk, source_path, relay_instance, opening, bytes_s } => {
-            return verify(driver, uuid, disk, source_path.into(), &relay_instance, &opening, bytes_s);
+            let (relay_instance, opening) = (relay_id(&relay_instance)?, relay_id(&opening)?);
+            let job = Job {
+                device: disk.device.clone(),
+                size_bytes: disk.size_bytes,
+                source_path: source_path.into(),
+                ledger_file: driver.claims.ledger(uuid, &disk.device).map_err(|err| chain(&err))?,
+                target: TargetSpec::Nfs(disk.target),
+                relay: driver.relay.clone(),
+                relay_directory: driver.relay_directory.clone(),
+                relay_instance,
+                opening,
+            };
+            driver.verifications.go_on(job, bytes_s);
+            return Ok(());
         }
         Effect::Compare { disk, source_path, believe } => {
             let known = driver.verifications.known(&disk, believe.as_deref());
@@ -71,28 +85,8 @@ async fn open(driver: &Driver, disk: DiskCopy, fresh: bool) -> Result<(), String
     relay(driver.relay.open(&disk.device, disk.size_bytes, &target, fresh)).await
 }
 
-fn verify(
-    driver: &mut Driver,
-    uuid: &str,
-    disk: DiskCopy,
-    source_path: PathBuf,
-    relay_instance: &str,
-    opening: &str,
-    bytes_s: u64,
-) -> Result<(), String> {
-    let id = |text: &str| text.parse().map_err(|err| format!("the relay's id {text:?}: {err}"));
-    let job = Job {
-        device: disk.device.clone(),
-        size_bytes: disk.size_bytes,
-        source_path,
-        target: TargetSpec::Nfs(disk.target),
-        relay: driver.relay.clone(),
-        relay_directory: driver.relay_directory.clone(),
-        relay_instance: id(relay_instance)?,
-        opening: id(opening)?,
-        ledger_file: driver.claims.ledger(uuid, &disk.device).map_err(|err| chain(&err))?,
-    };
-    driver.verifications.go_on(job, bytes_s)
+fn relay_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|err| format!("the relay names itself {text:?}: {err}"))
 }
 
 async fn relay<T, E: std::error::Error>(order: impl Future<Output = Result<T, E>>) -> Result<(), String> {

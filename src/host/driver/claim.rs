@@ -48,7 +48,9 @@ impl Claims {
 
     /// Where what was verified of a disk is kept, beside the domain's claim.
     pub fn ledger(&self, domain_uuid: &str, device: &str) -> Result<PathBuf, Error> {
-        self.path(device, "")?;
+        if device.contains('/') {
+            return Err(Error::Name { name: device.into() });
+        }
         self.path(domain_uuid, &format!("{device}.{LEDGER_ENDING}"))
     }
 

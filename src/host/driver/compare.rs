@@ -1,10 +1,12 @@
 //! What runs in the background of the turns: disks being verified while their guest runs, and compared when it is off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use uuid::Uuid;
 
 use super::chain;
 use crate::api::block_copy::DiskCopy;
@@ -20,17 +22,32 @@ const COMPARE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Disks that are being verified, by device. That one is here says that this driver saw its mirror in step.
 #[derive(Default)]
-pub(super) struct Verifications(BTreeMap<String, Background>);
+pub(super) struct Verifications {
+    running: BTreeMap<String, Background>,
+    /// Openings whose counters could not be read: it is not tried again, and those disks are compared whole in the end.
+    given_up: BTreeSet<Uuid>,
+}
 
 impl Verifications {
-    /// Verifies at that pace; begins with it unless it was begun for this very opening of the export.
-    pub(super) fn go_on(&mut self, job: Job, bytes_s: u64) -> Result<(), String> {
-        let device = job.device.clone();
-        if self.0.get(&device).is_none_or(|running| running.opening() != job.opening) {
-            self.0.insert(device.clone(), Background::start(job).map_err(|err| chain(&err))?);
+    /// Verifies at that pace; begins with it unless it was begun for this very opening of the export. That it cannot be done is no trouble
+    /// for a turn: it only makes the outage longer.
+    pub(super) fn go_on(&mut self, job: Job, bytes_s: u64) {
+        let (device, opening) = (job.device.clone(), job.opening);
+        if self.given_up.contains(&opening) {
+            return;
         }
-        self.0[&device].pace(bytes_s);
-        Ok(())
+        if self.running.get(&device).is_none_or(|running| running.opening() != opening) {
+            match Background::start(job) {
+                Ok(started) if started.opening() == opening => drop(self.running.insert(device.clone(), started)),
+                Ok(_) => return, // opened anew since the relay was asked
+                Err(err) => {
+                    tracing::warn!(device, why = chain(&err), "the disk is not verified while its guest runs");
+                    self.given_up.insert(opening);
+                    return;
+                }
+            }
+        }
+        self.running[&device].pace(bytes_s);
     }
 
     /// What this turn does not order pauses.
@@ -38,7 +55,7 @@ impl Verifications {
         let ordered = |device: &String| {
             effects.iter().any(|effect| matches!(effect, Effect::Verify { disk, .. } if disk.device == *device))
         };
-        self.0.iter().filter(|(device, _)| !ordered(device)).for_each(|(_, running)| running.pace(0));
+        self.running.iter().filter(|(device, _)| !ordered(device)).for_each(|(_, running)| running.pace(0));
     }
 
     /// How far each one is.
@@ -47,12 +64,12 @@ impl Verifications {
             let (verified_bytes, difference_offset) = running.progress();
             VerificationSeen { opening: running.opening().to_string(), verified_bytes, difference_offset }
         };
-        self.0.iter().map(|(device, running)| (device.clone(), look(running))).collect()
+        self.running.iter().map(|(device, running)| (device.clone(), look(running))).collect()
     }
 
     /// For each extent of a disk its hash, if the write counters of the relay `believe` say that it is as it was when it was verified.
     pub(super) fn known(&self, disk: &DiskCopy, believe: Option<&str>) -> Vec<Option<Hash>> {
-        let running = self.0.get(&disk.device);
+        let running = self.running.get(&disk.device);
         let known = believe.and_then(|relay| relay.parse().ok()).and_then(|relay| running?.known(relay));
         if known.is_none() {
             tracing::warn!(device = disk.device, ?believe, verified = running.is_some(), "every extent is compared");
@@ -62,7 +79,7 @@ impl Verifications {
 
     /// Forgets all.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.running.clear();
     }
 }
 

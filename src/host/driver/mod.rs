@@ -9,7 +9,6 @@ mod compare;
 mod observe;
 mod order;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
 use crate::edge::libvirt::Libvirt;
-use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MemoryChange, Seen, decide};
+use crate::flow::copy::{Decision, Effect, Fact, Found, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
 use order::{Files, Kubernetes, Order, Orders};
 
@@ -120,8 +119,7 @@ struct Driver {
     claims: claim::Claims,
     verifications: compare::Verifications,
     comparisons: compare::Comparisons,
-    /// Who held the disks, when, and under which id the domain ran then.
-    holders: Option<(Instant, Option<u32>, BTreeMap<String, Vec<Holder>>)>,
+    holders: Option<observe::HoldersThen>,
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
     reported_at: Option<Instant>,

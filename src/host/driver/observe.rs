@@ -1,6 +1,6 @@
 //! Looking: relay, then libvirt, then the host's processes. Reads only; what does not answer in time is unknown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::order::Order;
 use crate::api::block_copy::Want;
 use crate::edge::host_processes;
 use crate::flow::copy::{
-    DomainSeen, ExportSeen, Fact, Found, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen,
+    DomainSeen, ExportSeen, Fact, Found, Holder, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen,
 };
 use crate::host::relay::RelayStatus;
 
@@ -123,8 +123,8 @@ async fn processes(
     let recent = driver
         .holders
         .as_ref()
-        .filter(|(at, id, _)| !off && *id == domain.id && at.elapsed() < HOLDERS_AGE)
-        .map(|(_, _, holders)| holders.clone());
+        .filter(|then| !off && then.domain_id == domain.id && then.at.elapsed() < HOLDERS_AGE)
+        .map(|then| then.holders.clone());
     let look = Look {
         disks: machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect(),
         domain_uuid: domain.uuid.clone(),
@@ -145,7 +145,8 @@ async fn processes(
         Err(err) => Fact::Unknown(format!("looking at the host's processes has failed: {err}")),
     };
     if let Fact::Known((processes, true)) = &seen {
-        driver.holders = Some((Instant::now(), domain.id, processes.holders.clone()));
+        let holders = processes.holders.clone();
+        driver.holders = Some(HoldersThen { at: Instant::now(), domain_id: domain.id, holders });
     }
     match seen {
         Fact::Known((processes, _)) => Fact::Known(processes),
@@ -163,7 +164,14 @@ struct Look {
     look_for_sockets: bool,
 }
 
-type Holders = std::collections::BTreeMap<String, Vec<crate::flow::copy::Holder>>;
+type Holders = BTreeMap<String, Vec<Holder>>;
+
+/// Who held the disks, when, and under which id the domain ran then.
+pub(super) struct HoldersThen {
+    at: Instant,
+    domain_id: Option<u32>,
+    holders: Holders,
+}
 
 impl Look {
     /// Looks; true = the holders were looked at now.
