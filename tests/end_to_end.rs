@@ -245,6 +245,35 @@ async fn a_migration_deleted_and_created_again_after_its_cutover_touches_nothing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_after_the_cutover_brings_the_source_back_as_it_was_and_the_next_attempt_migrates() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.libvirt.virsh(&["autostart", "web01"]).unwrap();
+    // libvirt leaves an empty element where a mark was.
+    let definition = || lab.libvirt.virsh(&["dumpxml", "--inactive", "web01"]).unwrap().replace("  <metadata/>\n", "");
+    let before = definition();
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    let had = source.console().last_ack().unwrap();
+    lab.patch("web01", json!({"rollback": true})).await.unwrap();
+    let undone = lab.wait_phase("web01", "RolledBack", PATIENCE).await.unwrap();
+    assert!(
+        undone.status.unwrap().waiting_for.unwrap().message.contains("what was written there is not on the source")
+    );
+    assert!(!lab.hypervisor.is_on(&target.uuid));
+    assert_eq!(source.state().unwrap(), "running");
+    assert!(source.autostart().unwrap());
+    assert_eq!(definition(), before, "the domain is as it was");
+    // It goes on from its own last record, with all of them.
+    source.wait_for_ack(had + 20, PATIENCE).unwrap();
+    lab.patch("web01", json!({"rollback": null, "attempt": 1})).await.unwrap();
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_block_copy_deleted_by_hand_works_on_until_its_migration_has_ended() {
     let (_dir, lab) = lab(LabOptions::default()).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
@@ -327,7 +356,7 @@ async fn a_target_that_differs_is_never_booted_and_the_source_runs_again() {
 async fn a_guest_that_does_not_shut_down_runs_on() {
     let (_dir, lab) = lab(LabOptions::default()).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], deaf: true, ..GuestSpec::default() });
-    lab.create("web01", json!({"hostname": "web01", "cutover": {"shutdownTimeoutSeconds": 10}})).await.unwrap();
+    lab.create("web01", json!({"hostname": "web01", "cutover": {"shutdown": {"timeoutSeconds": 10}}})).await.unwrap();
     in_sync(&lab, "web01").await;
     lab.approve("web01").await.unwrap();
     lab.wait_reason("web01", "ShutdownTimedOut", PATIENCE).await.unwrap();

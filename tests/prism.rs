@@ -101,6 +101,50 @@ async fn reads_a_vm_and_joins_its_disks_to_their_files() {
     assert!(central.get_vm("00000000-0000-4000-8000-000000000000").await.unwrap().is_none());
 }
 
+async fn done(central: &PrismCentral, task: &str) {
+    while central.task(task).await.unwrap() == TaskState::Open {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(central.task(task).await.unwrap(), TaskState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_change_of_the_description_voids_older_orders_and_changes_nothing_else() {
+    let Bench { prism, central, element, _dir } = start();
+    let id = create(&prism).await;
+    let (vm, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    let disks = element.vm_disks(&id).await.unwrap();
+    prism.switches().hold_tasks(true);
+    let task = central.describe(&id, "undone", &etag, "6f9b1a34-0000-4000-8000-000000000003").await.unwrap();
+    assert!(central.has_open_task(&id).await.unwrap());
+    prism.switches().hold_tasks(false);
+    done(&central, &task).await;
+    let (now, newer) = central.get_vm(&id).await.unwrap().unwrap();
+    assert_ne!(newer, etag);
+    assert_eq!(now, drover::edge::prism::Vm { description: "undone".into(), ..vm });
+    assert_eq!(element.vm_disks(&id).await.unwrap(), disks);
+    let stale = central.power_on(&id, &etag, "6f9b1a34-0000-4000-8000-000000000004").await;
+    assert!(matches!(stale, Err(PrismError::PreconditionFailed { .. })));
+    // What every client sees of a task lags behind: it is asked until all are seen ended.
+    while central.has_open_task(&id).await.unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(!central.has_open_task("00000000-0000-4000-8000-000000000000").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_target_that_is_asked_to_power_off_does_so() {
+    let Bench { prism, central, _dir, .. } = start();
+    let id = create(&prism).await;
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    let on = central.power_on(&id, &etag, "6f9b1a34-0000-4000-8000-000000000005").await.unwrap();
+    done(&central, &on).await;
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    let asked = central.shut_down(&id, &etag, "6f9b1a34-0000-4000-8000-000000000006").await.unwrap();
+    done(&central, &asked).await;
+    assert_eq!(central.get_vm(&id).await.unwrap().unwrap().0.power_state, PowerState::Off);
+}
+
 #[tokio::test]
 async fn an_order_to_power_on_works_once_and_a_stale_one_never() {
     let Bench { prism, central, _dir, .. } = start();
@@ -112,10 +156,7 @@ async fn an_order_to_power_on_works_once_and_a_stale_one_never() {
         task,
         "the same order is the same task"
     );
-    while central.task(&task).await.unwrap() == TaskState::Open {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    assert_eq!(central.task(&task).await.unwrap(), TaskState::Succeeded);
+    done(&central, &task).await;
     assert_eq!(central.get_vm(&id).await.unwrap().unwrap().0.power_state, PowerState::On);
     let stale = central.power_off(&id, &etag, "6f9b1a34-0000-4000-8000-000000000002").await;
     assert!(matches!(stale, Err(PrismError::PreconditionFailed { .. })));

@@ -11,6 +11,7 @@ use super::common::{MicroTime, Problem, Time, Tri};
 use super::libvirt_host::CopyLimits;
 use super::machine::Machine;
 use super::nutanix_cluster::NfsAddress;
+use super::shutdown::{CommandOutcome, ShutdownPolicy};
 
 /// What the controller wants of the host side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -57,9 +58,11 @@ pub struct BlockCopySpec {
     pub disks: Vec<DiskCopy>,
     /// Limits on copying.
     pub limits: CopyLimits,
-    /// How long the guest may take to shut down, in seconds.
-    #[schemars(range(max = 3600))]
-    pub shutdown_timeout_seconds: u32,
+    /// How the guest is shut down.
+    pub shutdown: ShutdownPolicy,
+    /// Under `KeepOff` and `Retire`: power the source off if somebody starts it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub power_off_source: bool,
 }
 
 /// The one migration that may touch a machine.
@@ -233,6 +236,9 @@ pub struct QuiesceStatus {
     /// Autostart was disabled and the mark set, before the shutdown was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub marked_at: Option<MicroTime>,
+    /// What became of the command that was to run in the guest before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandOutcome>,
     /// Every disk was in sync when the shutdown was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_requested_at: Option<MicroTime>,
@@ -274,6 +280,8 @@ pub struct QuiesceStatus {
 pub enum HowOff {
     /// The guest powered itself off after it was asked to.
     Clean,
+    /// It did not power off in time, and was powered off by the host side, as its policy says.
+    Forced,
     /// Something else stopped it: a crash, a kill, another person's `destroy`.
     Unclear,
 }

@@ -8,6 +8,7 @@ pub mod common;
 pub mod libvirt_host;
 pub mod machine;
 pub mod nutanix_cluster;
+pub mod shutdown;
 pub mod terraform_repository;
 pub mod vm_migration;
 

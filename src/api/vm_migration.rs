@@ -1,10 +1,12 @@
 //! `VmMigration`: one machine to move. The only resource a client team writes.
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{Condition, MicroTime, NameRef, Problem, Time};
 use super::machine::Machine;
+use super::shutdown::ShutdownPolicy;
 
 /// Which machine, approved or not, roll back or not. Only `hostname` is required, and every verb is a field that git can own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -47,7 +49,8 @@ pub struct VmMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub approved_digest: Option<String>,
-    /// Undo: give up the copy or, until the target was ordered to boot, start the source again.
+    /// Undo: give up the copy; after a cutover, shut the target down and start the source again. What was written on the target is
+    /// then not on the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<bool>,
     /// Begin nothing new. What runs already (the mirror) goes on.
@@ -81,32 +84,64 @@ pub struct CutoverSpec {
     /// Not before this time, even if approved earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
-    /// How long the guest may take to shut down, in seconds, before the cutover is given up and the source keeps running.
-    #[serde(default = "default_shutdown_timeout")]
-    #[schemars(range(min = 10, max = 3600))]
-    pub shutdown_timeout_seconds: u32,
+    /// How the source's guest is shut down.
+    #[serde(default)]
+    pub shutdown: ShutdownPolicy,
     /// The longest outage before the source is started again instead, in seconds, counted from the guest's power-off to the power-on order.
     #[serde(default = "default_max_downtime")]
     #[schemars(range(min = 30, max = 86_400))]
     pub max_downtime_seconds: u32,
+    /// How long the target's guest may take until it is heard on the network, in seconds.
+    #[serde(default = "default_verify_timeout")]
+    #[schemars(range(min = 30, max = 86_400))]
+    pub verify_timeout_seconds: u32,
+    /// What happens if it is not heard by then.
+    #[serde(default)]
+    pub on_verify_failure: OnVerifyFailure,
+    /// What happens to a source that somebody starts although the target has taken over.
+    #[serde(default)]
+    pub on_source_started: OnSourceStarted,
+}
+
+/// What happens to a source that somebody starts although the target has taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnSourceStarted {
+    /// It is told, as loudly as a status can.
+    #[default]
+    Alarm,
+    /// It is told, and the source is powered off at once.
+    PowerOff,
+}
+
+/// What happens to a target that runs, but whose guest is not heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnVerifyFailure {
+    /// It is left running, and a person decides.
+    #[default]
+    Wait,
+    /// The cutover is undone: the target is shut down and the source started.
+    Rollback,
 }
 
 impl Default for CutoverSpec {
     fn default() -> Self {
         Self {
             not_before: None,
-            shutdown_timeout_seconds: default_shutdown_timeout(),
+            shutdown: ShutdownPolicy::default(),
             max_downtime_seconds: default_max_downtime(),
+            verify_timeout_seconds: default_verify_timeout(),
+            on_verify_failure: OnVerifyFailure::default(),
+            on_source_started: OnSourceStarted::default(),
         }
     }
 }
 
-fn default_shutdown_timeout() -> u32 {
-    300
-}
-
 fn default_max_downtime() -> u32 {
     900
+}
+
+fn default_verify_timeout() -> u32 {
+    600
 }
 
 /// What Drover has seen and done.
@@ -238,9 +273,8 @@ pub struct PlanStatus {
     /// Sizes of the target's disks in bytes, in the order of `machine.disks`.
     #[schemars(length(max = 256), inner(range(max = 9_007_199_254_740_991_i64)))]
     pub target_disk_bytes: Vec<u64>,
-    /// How long the guest may take to shut down, in seconds.
-    #[schemars(range(max = 3600))]
-    pub shutdown_timeout_seconds: u32,
+    /// How the source's guest is shut down.
+    pub shutdown: ShutdownPolicy,
     /// What the plan leaves out or maps differently, for the person who approves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 1024)))]
@@ -356,22 +390,54 @@ pub struct CutoverStatus {
     pub proven_equal_at: Option<MicroTime>,
     /// The point of no return: the order that powers the target on, recorded before it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub power_on: Option<PowerOnIntent>,
+    pub power_on: Option<TargetOrder>,
     /// The target was seen on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_on_at: Option<MicroTime>,
     /// The target's guest was seen up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reachable_at: Option<MicroTime>,
-    /// Why the cutover was given up before the point of no return.
+    /// Undoing of a cutover whose target was ordered to boot. Once it is begun it is carried out to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoStatus>,
+    /// Why the cutover was given up, or that it was undone. The source is given back; `spec.attempt` begins anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandoned: Option<Problem>,
 }
 
-/// A recorded order to power the target on. It is sent with exactly these two values, so a paused controller's copy of it is refused.
+/// How far an undoing is. The source is given back only when the target is off and no order to power it on can still take effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct PowerOnIntent {
+pub struct UndoStatus {
+    /// `spec.rollback`, or the check that failed.
+    #[schemars(length(max = 1024))]
+    pub why: String,
+    pub begun_at: MicroTime,
+    /// Number that the target's description will bear.
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub epoch: u64,
+    /// The order that asks the target's guest to power off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shut_down: Option<TargetOrder>,
+    /// The order that powers the target off, for a guest that did not obey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_off: Option<TargetOrder>,
+    /// The order that changes the target's description, so that an older order to power it on is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<TargetOrder>,
+    /// The target was seen off with the changed description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_at: Option<MicroTime>,
+    /// After that the target was seen off with no task on it: the source may be given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_off_at: Option<MicroTime>,
+}
+
+/// An order to Prism about the target, recorded before it is sent. It is sent with exactly these two values: the same order of a
+/// controller that was paused has the effect once, or is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetOrder {
     /// `NTNX-Request-Id`.
     #[schemars(length(max = 36))]
     pub request_id: String,

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::context::{Context, Error};
 use super::observe;
 use crate::api::block_copy::BlockCopySpec;
-use crate::api::vm_migration::{PlanStatus, PowerOnIntent};
+use crate::api::vm_migration::{PlanStatus, TargetOrder};
 use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
 use crate::edge::git;
-use crate::edge::prism::TaskState;
+use crate::edge::prism::{PrismCentral, PrismError, TaskState};
 use crate::flow::migration::{Effect, Fact, PowerOnPermit, Refusal, Seen};
 use crate::render;
 
@@ -27,8 +27,24 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
             Effect::EnsureJob => ("ensure the host-side Job", ensure_job(context, migration, seen).await),
             Effect::DeleteCopy => ("delete the BlockCopy", delete_copy(context, migration).await),
             Effect::Publish(plan) => ("publish the Terraform file", publish(context, migration, seen, &plan).await),
-            Effect::PowerOn { permit, ext_id, intent } => {
-                ("power the target on", power_on(context, seen, permit, &ext_id, &intent).await)
+            Effect::PowerOn { permit, ext_id, order } => {
+                ("power the target on", power_on(context, seen, permit, &ext_id, &order).await)
+            }
+            Effect::ShutDownTarget { ext_id, order } => {
+                let ordered =
+                    async |prism: PrismCentral| prism.shut_down(&ext_id, &order.etag, &order.request_id).await;
+                ("ask the target's guest to power off", order_target(context, seen, ordered).await)
+            }
+            Effect::PowerOffTarget { ext_id, order } => {
+                let ordered =
+                    async |prism: PrismCentral| prism.power_off(&ext_id, &order.etag, &order.request_id).await;
+                ("power the target off", order_target(context, seen, ordered).await)
+            }
+            Effect::DescribeTarget { ext_id, order, description } => {
+                let ordered = async |prism: PrismCentral| {
+                    prism.describe(&ext_id, &description, &order.etag, &order.request_id).await
+                };
+                ("change the target's description", order_target(context, seen, ordered).await)
             }
         };
         result.map_err(|source| Error::Act { effect: name, source })?;
@@ -144,14 +160,23 @@ async fn power_on(
     seen: &Seen,
     _proven: PowerOnPermit,
     ext_id: &str,
-    intent: &PowerOnIntent,
+    order: &TargetOrder,
+) -> Result<(), Failure> {
+    let ordered = async |prism: PrismCentral| prism.power_on(ext_id, &order.etag, &order.request_id).await;
+    order_target(context, seen, ordered).await
+}
+
+/// Sends an order about the target, and tells at once if its task has failed. One that is not carried out yet is seen in a later turn.
+async fn order_target(
+    context: &Context,
+    seen: &Seen,
+    order: impl AsyncFnOnce(PrismCentral) -> Result<String, PrismError>,
 ) -> Result<(), Failure> {
     let setup = seen.setup.as_ref().map_err(refused)?;
     let central = observe::central(context, &setup.cluster).await.map_err(|refusal| refused(&refusal))?;
-    let task = central.power_on(ext_id, &intent.etag, &intent.request_id).await?;
-    // A failure is told at once; an order that is not carried out yet is looked at in the next turn.
+    let task = order(central.clone()).await?;
     match central.task(&task).await? {
-        TaskState::Failed { message } => Err(format!("Prism did not power the target on: {message}").into()),
+        TaskState::Failed { message } => Err(format!("Prism did not carry it out: {message}").into()),
         TaskState::Open | TaskState::Succeeded => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
 use crate::edge::git::{self, Credentials, Publication};
 use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
-use crate::flow::migration::{Fact, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use crate::render;
 
 /// Name of the `BlockCopy` and the Job of a migration: never the same for two objects, even after re-creation.
@@ -64,7 +64,7 @@ async fn outside(
             (true, Some(vms)) => Fact::Known(vms),
             (true, None) => {
                 let ext_id = status.target.as_ref().map(|target| target.ext_id.as_str());
-                let vms = target(context, &central, &setup.cluster, &migration.spec.hostname, ext_id, needs.backing);
+                let vms = target(context, &central, &setup.cluster, &migration.spec.hostname, ext_id, needs);
                 let vms = fact(vms.await);
                 if let Fact::Known(vms) = &vms {
                     context.remember_target(&uid, vms);
@@ -139,7 +139,7 @@ async fn target(
     cluster: &NutanixClusterSpec,
     name: &str,
     ext_id: Option<&str>,
-    with_backing: bool,
+    needs: Needs,
 ) -> Result<Vec<TargetVm>, Refusal> {
     let central = central.as_ref().map_err(Clone::clone)?;
     let ids = match ext_id {
@@ -148,13 +148,18 @@ async fn target(
     };
     let mut vms = Vec::new();
     for id in ids {
+        // Before the state: a task that ends in between shows in the state.
+        let busy = match needs.tasks {
+            true => Tri::from(central.has_open_task(&id).await.map_err(|error| prism(&error))?),
+            false => Tri::Unknown,
+        };
         let Some((vm, etag)) = central.get_vm(&id).await.map_err(|error| prism(&error))? else { continue };
-        let backing = if with_backing {
+        let backing = if needs.backing {
             element(context, cluster).await?.vm_disks(&id).await.map_err(|error| prism(&error))?
         } else {
             Vec::new()
         };
-        vms.push(target_vm(vm, etag, &backing));
+        vms.push(TargetVm { busy, ..target_vm(vm, etag, &backing) });
     }
     Ok(vms)
 }
@@ -186,6 +191,7 @@ fn target_vm(vm: Vm, etag: String, backing: &[ElementDisk]) -> TargetVm {
             PowerState::Off => Tri::No,
             PowerState::Paused | PowerState::Undetermined => Tri::Unknown,
         },
+        busy: Tri::Unknown,
         etag,
         disks,
         learned_ips: vm.nics.iter().flat_map(|nic| nic.ips.clone()).collect(),

@@ -7,6 +7,7 @@ pub use findings::{Finding, Severity, findings};
 use sha2::{Digest, Sha256};
 
 use crate::api::machine::{Board, Cpu, Firmware, Machine};
+use crate::api::shutdown::ShutdownPolicy;
 use serde::Serialize;
 
 const MIB: u64 = 1 << 20;
@@ -33,8 +34,8 @@ pub struct Plan {
     pub disks: Vec<PlannedDisk>,
     /// In the order of `machine.nics`.
     pub nics: Vec<PlannedNic>,
-    /// How long the guest may take to shut down, in seconds.
-    pub shutdown_timeout_seconds: u32,
+    /// How the source's guest is shut down.
+    pub shutdown: ShutdownPolicy,
 }
 
 /// A disk of the target: on the SCSI bus, at its index in the plan.
@@ -64,7 +65,7 @@ pub struct PlanInput<'a> {
     pub subnet_ext_ids: &'a [(u16, String)],
     /// `{hostname}` in it is replaced.
     pub path_template: &'a str,
-    pub shutdown_timeout_seconds: u32,
+    pub shutdown: &'a ShutdownPolicy,
     pub origin: &'a str,
 }
 
@@ -106,7 +107,7 @@ pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
         board: input.machine.board,
         disks: disks.collect(),
         nics: nics?,
-        shutdown_timeout_seconds: input.shutdown_timeout_seconds,
+        shutdown: input.shutdown.clone(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::machine::{Disk, DiskBus, DiskFormat, DiskSource, LeftOutDisk, Nic};
+use crate::api::shutdown::ShutdownPolicy;
 
 pub(crate) fn machine() -> Machine {
     let disk = |device: &str, size_bytes| Disk {
@@ -36,7 +37,7 @@ fn plan_of(machine: &Machine) -> Result<Plan, PlanError> {
         container_ext_id: "container",
         subnet_ext_ids: &[(10, "subnet".into())],
         path_template: "vms/{hostname}.tf",
-        shutdown_timeout_seconds: 300,
+        shutdown: &ShutdownPolicy::default(),
         origin: "test",
     })
 }

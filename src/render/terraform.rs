@@ -176,7 +176,7 @@ mod tests {
             container_ext_id: "s",
             subnet_ext_ids: &[(0, "n".into())],
             path_template: "vms/{hostname}.tf",
-            shutdown_timeout_seconds: 300,
+            shutdown: &crate::api::shutdown::ShutdownPolicy::default(),
             origin,
         })
         .expect("plan");

@@ -54,12 +54,10 @@ fn a_killed_driver_leaves_the_mirror_to_the_next_one() {
     assert_not_held_up(&guest, 10);
 }
 
-/// Orders the shutdown with a storage that takes nothing from then on: the guest goes off, what it wrote last stays in the relay.
+/// Orders the shutdown with a storage that takes nothing any more: the guest goes off, what it wrote last stays in the relay.
 fn shut_down_undrained(host: &Host, guest: &Domain, migration: &mut Migration) {
-    migration.want(Want::Quiesce);
-    migration
-        .wait("asked", |status| status.quiesce.as_ref().is_some_and(|proofs| proofs.shutdown_requested_at.is_some()));
     host.storage.pause().unwrap();
+    migration.want(Want::Quiesce);
     guest.wait_state("shut off", LIMIT).unwrap();
     let status = migration.wait("proven off", |status| {
         status.quiesce.as_ref().is_some_and(|proofs| proofs.off_by_host_at.is_some() && proofs.how.is_some())
@@ -258,7 +256,7 @@ fn a_guest_that_does_not_obey_runs_on_as_it_was() {
     let host = Host::start();
     let guest = host.guest(&GuestSpec { deaf: true, ..one_disk() });
     let mut migration = Migration::of(&host, &guest);
-    migration.order.shutdown_timeout_seconds = 5;
+    migration.order.shutdown.timeout_seconds = 5;
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
     migration.want(Want::Quiesce);
@@ -281,7 +279,7 @@ fn a_guest_that_does_not_obey_runs_on_as_it_was() {
 
 /// A guest that somebody kills after it was asked to shut down is off, but not cleanly.
 fn killed_instead(host: &Host, guest: &Domain, mut migration: Migration) {
-    migration.order.shutdown_timeout_seconds = 60;
+    migration.order.shutdown.timeout_seconds = 60;
     migration.want(Want::Quiesce);
     migration
         .wait("asked", |status| status.quiesce.as_ref().is_some_and(|proofs| proofs.shutdown_requested_at.is_some()));

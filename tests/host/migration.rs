@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use drover::api::block_copy::{BlockCopySpec, BlockCopyStatus, Claim, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use drover::api::libvirt_host::CopyLimits;
 use drover::api::nutanix_cluster::NfsAddress;
+use drover::api::shutdown::ShutdownPolicy;
 use drover::host::relay::{ExportStatus, RelayClient};
 use drover_lab::guest::read_records;
 use drover_lab::libvirt::Domain;
@@ -70,7 +71,8 @@ impl Migration {
                 relay_memory_mib: 64,
                 ..CopyLimits::default()
             },
-            shutdown_timeout_seconds: 60,
+            shutdown: ShutdownPolicy { timeout_seconds: 60, ..ShutdownPolicy::default() },
+            power_off_source: false,
         };
         let (relay, driver) = (start_relay(&dir), start_driver(&dir));
         let migration = Self { order, relay, driver, targets, dir };

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use drover::api::block_copy::{BlockCopyStatus, Want};
+use drover::api::block_copy::{BlockCopyStatus, HowOff, Want};
 use drover_lab::libvirt::GuestSpec;
+use nix::sys::signal::Signal;
 
 use crate::host::{DISK, Host, LIMIT, MIB};
 use crate::migration::Migration;
@@ -117,6 +118,27 @@ fn a_difference_found_while_the_guest_runs_is_an_alarm_and_the_copy_starts_again
     assert!(again.drained_bytes < first / 4, "{again:?}, at first {first}");
     migration.wait_verified(DISK / 2);
     migration.quiesce(&host, &guest);
+}
+
+/// The mirror says an orderly goodbye, and what the guest writes after it goes to the source alone: no counter tells.
+#[test]
+fn a_mirror_that_somebody_ends_while_the_driver_looks_away_is_not_believed() {
+    let host = Host::start();
+    let guest = host.guest(&of_size(DISK));
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.wait_verified(DISK * 3 / 4);
+    migration.want(Want::Quiesce);
+    migration.wait("asked", |status| status.quiesce.as_ref().is_some_and(|q| q.shutdown_requested_at.is_some()));
+    migration.driver.signal(Signal::SIGSTOP).unwrap();
+    host.libvirt.virsh(&["blockjob", "web01", "vda", "--abort"]).unwrap();
+    guest.wait_state("shut off", LIMIT).unwrap();
+    migration.driver.signal(Signal::SIGCONT).unwrap();
+    let message = migration.problem("NotEqual");
+    assert!(message.contains("release the source"), "{message}");
+    let proofs = migration.status().quiesce.unwrap();
+    assert_eq!((proofs.how, proofs.equal_at), (Some(HowOff::Clean), None));
 }
 
 /// What this design gives away, told by a test: the storage is believed to keep what it was seen to have.

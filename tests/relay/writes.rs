@@ -71,7 +71,10 @@ async fn sealed_after(relay: &Relay, client: impl FnOnce(Client) -> Result<()>) 
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_are_sealed_only_if_nothing_can_have_been_missed() -> Result<()> {
     let relay = Relay::start(64, 3000).await?;
-    let write = |client: &mut Client| -> Result<()> { Ok(assert_eq!(client.write(0, b"x")?, 0)) };
+    let write = |client: &mut Client| -> Result<()> {
+        assert_eq!(client.write(0, b"x")?, 0);
+        Ok(())
+    };
     assert!(
         sealed_after(&relay, |mut client| {
             write(&mut client)?;

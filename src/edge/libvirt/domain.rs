@@ -11,6 +11,7 @@ use virt::error::ErrorNumber;
 use virt::sys;
 
 use super::{Error, Libvirt, ffi, xml};
+use crate::api::shutdown::ShutdownMethod;
 use crate::flow::copy::{BlockSeen, DomainSeen, Fact, Found, Mark, Power, Version};
 use crate::machine;
 
@@ -22,6 +23,8 @@ const MONITOR: Duration = Duration::from_secs(5);
 const ACT: Duration = Duration::from_secs(10);
 /// Starting a copy connects QEMU to the relay; starting a domain starts QEMU.
 const START: Duration = Duration::from_secs(60);
+/// Questions that the guest's agent answers.
+const AGENT: Duration = Duration::from_secs(10);
 /// Names listed when none fits.
 const NAMES_LISTED: usize = 20;
 
@@ -55,8 +58,12 @@ impl Libvirt {
                     Err(found) => return Ok(found),
                 },
             };
+            // Taken before the look, so that what interrupts the mirrors that it sees comes on top of it.
+            let uuid = domain.uuid_string().map_err(tried("reading the domain's uuid"))?;
+            let interruptions = this.events(&uuid).interruptions;
             let mut seen = look(connect, &domain, &socket)?;
-            seen.shutdown_by = this.shutdown_by(&seen.uuid);
+            let events = this.events(&seen.uuid);
+            (seen.shutdown_by, seen.reboots, seen.interruptions) = (events.shutdown_by, events.reboots, interruptions);
             Ok(Found::One(Box::new(seen)))
         })
         .await
@@ -115,14 +122,33 @@ impl Libvirt {
         .await
     }
 
-    /// Asks the guest to power off, by ACPI: the way that needs no agent in it.
-    pub async fn shutdown(self: &Arc<Self>, uuid: &str) -> Result<(), Error> {
-        self.act("asking the guest to power off", ACT, uuid, |domain| {
-            if domain.is_active()? {
-                domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN).map(drop)
-            } else {
-                Ok(())
-            }
+    /// Asks the guest to power off; no error if it is off.
+    pub async fn shutdown(self: &Arc<Self>, uuid: &str, method: ShutdownMethod) -> Result<(), Error> {
+        let how = match method {
+            ShutdownMethod::Acpi => sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
+            ShutdownMethod::Agent => sys::VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
+        };
+        self.act("asking the guest to power off", ACT, uuid, move |domain| {
+            if domain.is_active()? { domain.shutdown_flags(how).map(drop) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Powers the domain off; no error if it is off. QEMU is asked to end, and ends what it has begun to write.
+    pub async fn power_off(self: &Arc<Self>, uuid: &str) -> Result<(), Error> {
+        self.act("powering the domain off", START, uuid, |domain| {
+            if domain.is_active()? { domain.destroy_flags(sys::VIR_DOMAIN_DESTROY_GRACEFUL).map(drop) } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Gives the guest's agent a command of its protocol; its answer.
+    pub async fn ask_agent(self: &Arc<Self>, uuid: &str, command: String) -> Result<String, Error> {
+        let uuid = uuid.to_owned();
+        self.call("asking the guest's agent", AGENT, move |connect| {
+            let seconds = i32::try_from(AGENT.as_secs()).unwrap_or(i32::MAX);
+            let answer = lookup(connect, &uuid)?.qemu_agent_command(&command, seconds, 0);
+            answer.map_err(tried("asking the guest's agent"))
         })
         .await
     }
@@ -235,6 +261,8 @@ fn look(connect: &Connect, domain: &Domain, socket: &str) -> Result<DomainSeen, 
         libvirt_version: Version::from_number(connect.lib_version().map_err(tried("reading libvirt's version"))?),
         qemu_version: Version::from_number(connect.hyp_version().map_err(tried("reading QEMU's version"))?),
         shutdown_by: None,
+        reboots: 0,
+        interruptions: 0,
         uuid,
     })
 }

@@ -1,10 +1,10 @@
-//! The calls that the `virt` crate lacks or gets wrong, each wrapped safely: block jobs, block sizes, and one domain event.
+//! The calls that the `virt` crate lacks or gets wrong, each wrapped safely: block jobs, block sizes, and two domain events.
 //!
 //! (`virt` 0.5 reads uninitialised memory when `virDomainGetBlockInfo` fails, so that call is here too.)
 #![expect(unsafe_code, reason = "libvirt's C API, through the bindings of virt-sys")]
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,40 +101,73 @@ pub fn size_bytes(domain: &Domain, disk: &str) -> Result<u64, Error> {
     Ok(if rounded { info.physical } else { info.capacity })
 }
 
-/// The last shutdown that libvirt reported of each domain, by uuid: who asked for it. A start ends it.
-pub type Shutdowns = Arc<Mutex<BTreeMap<String, ShutdownBy>>>;
+/// What libvirt reported of each domain, by uuid.
+pub type Events = Arc<Mutex<BTreeMap<String, Seen>>>;
 
-/// Collects the shutdowns of all domains of `connect` into `into`. An event loop must run; the registration ends with the connection.
-pub fn watch_shutdowns(connect: &Connect, into: &Shutdowns) -> Result<(), Error> {
-    let opaque = Box::into_raw(Box::new(Shutdowns::clone(into))).cast::<c_void>();
+/// What was reported of one domain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Who asked for the last power-off. A start ends it.
+    pub shutdown_by: Option<ShutdownBy>,
+    /// How often the guest rebooted.
+    pub reboots: u32,
+    /// How often it was started, or a block job of it ended before its power-off.
+    pub interruptions: u32,
+}
+
+/// Collects the events of all domains of `connect` into `into`. An event loop must run; the registrations end with the connection.
+pub fn watch(connect: &Connect, into: &Events) -> Result<(), Error> {
     let lifecycle: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int =
         on_lifecycle;
     // SAFETY: libvirt takes one generic type for all its event callbacks and calls a lifecycle callback with exactly the arguments of
     // `on_lifecycle` (virConnectDomainEventRegisterAny, VIR_DOMAIN_EVENT_ID_LIFECYCLE).
-    let generic: sys::virConnectDomainEventGenericCallback =
+    let lifecycle: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<_, sys::virConnectDomainEventGenericCallback>(lifecycle) };
-    let event = sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE as c_int;
-    // SAFETY: the connection lives through the call; no domain means all; `opaque` is a leaked box that only `free_shutdowns` takes back.
+    register(connect, into, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)?;
+    let block_job: unsafe extern "C" fn(
+        sys::virConnectPtr,
+        sys::virDomainPtr,
+        *const c_char,
+        c_int,
+        c_int,
+        *mut c_void,
+    ) = on_block_job;
+    // SAFETY: as above, for `on_block_job` (VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2).
+    let block_job: sys::virConnectDomainEventGenericCallback =
+        unsafe { std::mem::transmute::<_, sys::virConnectDomainEventGenericCallback>(block_job) };
+    register(connect, into, sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, block_job)?;
+    // A reboot is told by the generic callback itself.
+    register(connect, into, sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reboot))
+}
+
+fn register(
+    connect: &Connect,
+    into: &Events,
+    event: sys::virDomainEventID,
+    callback: sys::virConnectDomainEventGenericCallback,
+) -> Result<(), Error> {
+    let opaque = Box::into_raw(Box::new(Events::clone(into))).cast::<c_void>();
+    // SAFETY: the connection lives through the call; no domain means all; `opaque` is a leaked box that only `free_events` takes back.
     let registered = unsafe {
         sys::virConnectDomainEventRegisterAny(
             connect.as_ptr(),
             ptr::null_mut(),
-            event,
-            generic,
+            event as c_int,
+            callback,
             opaque,
-            Some(free_shutdowns),
+            Some(free_events),
         )
     };
     check(registered).map(drop).inspect_err(|_| {
         // SAFETY: a failed registration keeps nothing, so that the box is ours again.
-        unsafe { free_shutdowns(opaque) };
+        unsafe { free_events(opaque) };
     })
 }
 
 /// Called by libvirt's event loop.
 ///
 /// # Safety
-/// `domain` must be a live domain and `opaque` the pointer that [`watch_shutdowns`] registered.
+/// `domain` must be a live domain and `opaque` the pointer that [`register`] registered.
 unsafe extern "C" fn on_lifecycle(
     _: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -148,28 +181,66 @@ unsafe extern "C" fn on_lifecycle(
         (Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN), Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_HOST)) => Some(ShutdownBy::Host),
         _ => return 0,
     };
-    let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
-    // SAFETY: the domain is alive during the callback and the buffer has the length that libvirt demands.
-    if unsafe { sys::virDomainGetUUIDString(domain, uuid.as_mut_ptr()) } < 0 {
-        return 0;
-    }
-    // SAFETY: libvirt has written a string with its end into the buffer.
-    let uuid = unsafe { std::ffi::CStr::from_ptr(uuid.as_ptr()) }.to_string_lossy().into_owned();
-    // SAFETY: `opaque` is the box made by `watch_shutdowns`, alive until libvirt calls `free_shutdowns`.
-    let shutdowns = unsafe { &*opaque.cast::<Shutdowns>() };
-    let mut shutdowns = shutdowns.lock().unwrap_or_else(PoisonError::into_inner);
-    match by {
-        Some(by) => shutdowns.insert(uuid, by),
-        None => shutdowns.remove(&uuid),
+    let change = |seen: &mut Seen| {
+        seen.shutdown_by = by;
+        seen.interruptions = seen.interruptions.saturating_add(u32::from(by.is_none()));
     };
+    // SAFETY: what this callback demands is what `note` demands.
+    unsafe { note(domain, opaque, change) };
     0
 }
 
-/// Called by libvirt when the registration ends.
+/// Called by libvirt's event loop. A power-off ends every job; its own event comes before theirs.
 ///
 /// # Safety
-/// `opaque` must be the pointer that [`watch_shutdowns`] registered, not freed before.
-unsafe extern "C" fn free_shutdowns(opaque: *mut c_void) {
+/// As for [`on_lifecycle`].
+unsafe extern "C" fn on_block_job(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _disk: *const c_char,
+    _kind: c_int,
+    status: c_int,
+    opaque: *mut c_void,
+) {
+    if u32::try_from(status) == Ok(sys::VIR_DOMAIN_BLOCK_JOB_READY) {
+        return;
+    }
+    let change = |seen: &mut Seen| {
+        seen.interruptions = seen.interruptions.saturating_add(u32::from(seen.shutdown_by.is_none()));
+    };
+    // SAFETY: what this callback demands is what `note` demands.
+    unsafe { note(domain, opaque, change) };
+}
+
+/// Called by libvirt's event loop.
+///
+/// # Safety
+/// As for [`on_lifecycle`].
+unsafe extern "C" fn on_reboot(_: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: what this callback demands is what `note` demands.
+    unsafe { note(domain, opaque, |seen| seen.reboots = seen.reboots.saturating_add(1)) };
+}
+
+/// # Safety
+/// `domain` must be a live domain and `opaque` the pointer that [`register`] registered.
+unsafe fn note(domain: sys::virDomainPtr, opaque: *mut c_void, change: impl FnOnce(&mut Seen)) {
+    let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    // SAFETY: the domain is alive during the callback and the buffer has the length that libvirt demands.
+    if unsafe { sys::virDomainGetUUIDString(domain, uuid.as_mut_ptr()) } < 0 {
+        return;
+    }
+    // SAFETY: libvirt has written a string with its end into the buffer.
+    let uuid = unsafe { std::ffi::CStr::from_ptr(uuid.as_ptr()) }.to_string_lossy().into_owned();
+    // SAFETY: `opaque` is the box made by `register`, alive until libvirt calls `free_events`.
+    let events = unsafe { &*opaque.cast::<Events>() };
+    change(events.lock().unwrap_or_else(PoisonError::into_inner).entry(uuid).or_default());
+}
+
+/// Called by libvirt when a registration ends.
+///
+/// # Safety
+/// `opaque` must be the pointer that [`register`] registered, not freed before.
+unsafe extern "C" fn free_events(opaque: *mut c_void) {
     // SAFETY: see above; the box was made by `Box::into_raw` of this type.
-    drop(unsafe { Box::from_raw(opaque.cast::<Shutdowns>()) });
+    drop(unsafe { Box::from_raw(opaque.cast::<Events>()) });
 }

@@ -76,13 +76,13 @@ impl PrismCentral {
 
     /// Identifier of the AHV cluster of that name.
     pub async fn find_cluster(&self, name: &str) -> Result<Option<String>, PrismError> {
-        let found = self.list("clustermgmt", "config/clusters", name).await?;
+        let found = self.list("clustermgmt", "config/clusters", &named(name)).await?;
         Ok(found.iter().find(|cluster| cluster["name"] == name).and_then(|cluster| text(&cluster["extId"])))
     }
 
     /// Identifier of the storage container of that name in a cluster.
     pub async fn find_container(&self, name: &str, cluster_ext_id: &str) -> Result<Option<String>, PrismError> {
-        let found = self.list("clustermgmt", "config/storage-containers", name).await?;
+        let found = self.list("clustermgmt", "config/storage-containers", &named(name)).await?;
         let here =
             found.iter().find(|container| container["name"] == name && container["clusterExtId"] == cluster_ext_id);
         Ok(here.and_then(|container| text(&container["containerExtId"]).or_else(|| text(&container["extId"]))))
@@ -90,13 +90,13 @@ impl PrismCentral {
 
     /// Identifier of the subnet of that name.
     pub async fn find_subnet(&self, name: &str) -> Result<Option<String>, PrismError> {
-        let found = self.list("networking", "config/subnets", name).await?;
+        let found = self.list("networking", "config/subnets", &named(name)).await?;
         Ok(found.iter().find(|subnet| subnet["name"] == name).and_then(|subnet| text(&subnet["extId"])))
     }
 
     /// Identifiers of all VMs of that name: names are not unique.
     pub async fn find_vms_by_name(&self, name: &str) -> Result<Vec<String>, PrismError> {
-        let found = self.list("vmm", "ahv/config/vms", name).await?;
+        let found = self.list("vmm", "ahv/config/vms", &named(name)).await?;
         Ok(found.iter().filter(|vm| vm["name"] == name).filter_map(|vm| text(&vm["extId"])).collect())
     }
 
@@ -129,18 +129,57 @@ impl PrismCentral {
         self.vm_action(ext_id, "power-off", etag, request_id).await
     }
 
+    /// Asks a VM's guest to power off, by ACPI; the identifier of the task.
+    pub async fn shut_down(&self, ext_id: &str, etag: &str, request_id: &str) -> Result<String, PrismError> {
+        self.vm_action(ext_id, "shutdown", etag, request_id).await
+    }
+
+    /// Changes a VM's description, and nothing else, if the VM still is what `etag` says; the identifier of the task.
+    pub async fn describe(
+        &self,
+        ext_id: &str,
+        description: &str,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<String, PrismError> {
+        let (path, answer) = self.read_vm(ext_id).await?;
+        // An update carries the whole VM. Should this be another state than `etag`, Prism refuses it.
+        let mut body = answer.body["data"].clone();
+        body["description"] = Value::String(description.into());
+        self.change(Method::PUT, &path, &body, etag, request_id).await
+    }
+
+    /// Whether a task on a VM is queued or running.
+    pub async fn has_open_task(&self, vm_ext_id: &str) -> Result<bool, PrismError> {
+        let filter = format!("entitiesAffected/any(e:e/extId eq '{vm_ext_id}')");
+        let tasks = self.list("prism", "config/tasks", &filter).await?;
+        Ok(tasks.iter().any(|task| state_of(task) == TaskState::Open))
+    }
+
     async fn vm_action(&self, ext_id: &str, action: &str, etag: &str, request_id: &str) -> Result<String, PrismError> {
         let path = format!("{}/ahv/config/vms/{ext_id}/$actions/{action}", self.root("vmm").await?);
+        self.change(Method::POST, &path, &Value::Object(serde_json::Map::new()), etag, request_id).await
+    }
+
+    /// Orders a change of what is at `path`; the identifier of the task.
+    async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+        etag: &str,
+        request_id: &str,
+    ) -> Result<String, PrismError> {
+        let missing = || PrismError::Malformed { tried: format!("{method} {path}"), why: "there is no task".into() };
         let call = Call {
-            method: Method::POST,
-            path: &path,
+            method: method.clone(),
+            path,
             query: &[],
             request_id: Some(request_id),
             etag: Some(etag),
-            body: Some(&Value::Object(serde_json::Map::new())),
+            body: Some(body),
         };
         let answer = self.server.call(&call).await?;
-        let missing = || PrismError::Malformed { tried: format!("POST {path}"), why: "there is no task".into() };
         text(&answer.body["data"]["extId"]).ok_or_else(missing)
     }
 
@@ -148,16 +187,7 @@ impl PrismCentral {
     pub async fn task(&self, ext_id: &str) -> Result<TaskState, PrismError> {
         let path = format!("{}/config/tasks/{ext_id}", self.root("prism").await?);
         let answer = self.server.call(&Call::get(&path, &[])).await?;
-        let task = &answer.body["data"];
-        Ok(match task["status"].as_str() {
-            Some("SUCCEEDED") => TaskState::Succeeded,
-            Some("FAILED" | "CANCELED") => {
-                let message =
-                    text(&task["errorMessages"][0]["message"]).unwrap_or_else(|| "Prism gives no reason".into());
-                TaskState::Failed { message }
-            }
-            Some(_) | None => TaskState::Open,
-        })
+        Ok(state_of(&answer.body["data"]))
     }
 
     /// The path prefix of a namespace, in the newest version that both sides know.
@@ -174,16 +204,14 @@ impl PrismCentral {
         Ok(format!("/api/{namespace}/v4.{}", minor.min(NEWEST_MINOR)))
     }
 
-    /// All entries of a list whose name is `name`, over all pages.
-    async fn list(&self, namespace: &str, kind: &str, name: &str) -> Result<Vec<Value>, PrismError> {
+    /// All entries of a list that an OData filter selects, over all pages.
+    async fn list(&self, namespace: &str, kind: &str, filter: &str) -> Result<Vec<Value>, PrismError> {
         let path = format!("{}/{kind}", self.root(namespace).await?);
-        // In OData a quote in a string is doubled.
-        let filter = format!("name eq '{}'", name.replace('\'', "''"));
         let limit = PAGE.to_string();
         let mut all = Vec::new();
         for page in 0_usize.. {
             let page = page.to_string();
-            let query = [("$filter", filter.as_str()), ("$limit", limit.as_str()), ("$page", page.as_str())];
+            let query = [("$filter", filter), ("$limit", limit.as_str()), ("$page", page.as_str())];
             let answer = self.server.call(&Call::get(&path, &query)).await?;
             let entries = answer.body["data"].as_array().cloned().unwrap_or_default();
             let is_last = entries.len() < PAGE;
@@ -194,6 +222,22 @@ impl PrismCentral {
         }
         Ok(all)
     }
+}
+
+fn state_of(task: &Value) -> TaskState {
+    match task["status"].as_str() {
+        Some("SUCCEEDED") => TaskState::Succeeded,
+        Some("FAILED" | "CANCELED") => {
+            let message = text(&task["errorMessages"][0]["message"]).unwrap_or_else(|| "Prism gives no reason".into());
+            TaskState::Failed { message }
+        }
+        Some(_) | None => TaskState::Open,
+    }
+}
+
+/// An OData filter by name. In OData a quote in a string is doubled.
+fn named(name: &str) -> String {
+    format!("name eq '{}'", name.replace('\'', "''"))
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::memory::{Mark, Memory};
 use super::seen::ProcessId;
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy};
+use crate::api::shutdown::{GuestCommand, ShutdownMethod};
 
 /// The outcome of [`super::decide`].
 #[derive(Clone, Debug, PartialEq)]
@@ -65,23 +66,37 @@ pub enum Effect {
     Verify {
         disk: DiskCopy,
         source_path: String,
-        relay_instance: String,
         opening: String,
+        /// Under what its write counters tell everything, seen in this turn.
+        proviso: Proviso,
         bytes_s: u64,
     },
-    /// Compare source and target in the background. `believe`: the relay whose write counters tell what was not written to since it was
-    /// verified, and is not compared again.
+    /// Compare source and target in the background: every extent, or if the write counters may be believed, only what was not verified
+    /// since it was written to. They are, if the proviso is the one under which it was verified last.
     Compare {
         disk: DiskCopy,
         source_path: String,
-        believe: Option<String>,
+        believe: Option<Proviso>,
     },
+    /// Have the guest's agent run a command, in the background.
+    RunInGuest(GuestCommand),
     /// Ask the guest to power off.
-    Shutdown,
+    Shutdown(ShutdownMethod),
+    /// Power the domain off, as if by pulling the plug.
+    PowerOff,
     /// Start the source again.
     Start,
     /// Give up the claim.
     DeleteClaim,
+}
+
+/// What must still be the same at the end for write counters to tell everything that changed since they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proviso {
+    /// The relay process that counts.
+    pub relay_instance: String,
+    /// [`DomainSeen::interruptions`](super::DomainSeen::interruptions).
+    pub interruptions: u32,
 }
 
 impl Effect {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::seen::{ProcessId, ShutdownBy};
 use crate::api::block_copy::Claim;
 use crate::api::common::Time;
+use crate::api::shutdown::CommandOutcome;
 
 /// The claim file of a domain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,15 @@ pub struct Memory {
     /// Who shut the guest down after it was asked to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_by: Option<ShutdownBy>,
+    /// The order whose command ran in the guest, and what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<(u64, CommandOutcome)>,
+    /// Reboots that this driver had seen when it asked the guest to power off.
+    #[serde(default)]
+    pub reboots: u32,
+    /// The guest did not power off in time, and was powered off.
+    #[serde(default)]
+    pub forced: bool,
     /// The source was seen off after our request. From then on nothing is written to the targets for this claim.
     #[serde(default)]
     pub shut_down: bool,
@@ -71,6 +81,9 @@ impl Memory {
             retry_at: None,
             shutdown_sent_at: None,
             shutdown_by: None,
+            command: None,
+            reboots: 0,
+            forced: false,
             shut_down: false,
             quiesce_failed: None,
         }

@@ -7,7 +7,7 @@
 //! Disks that are in step are verified meanwhile. A difference that stands although nothing was written there is the storage's, or ours:
 //! nothing is repaired under a running guest; the attempt is void, and the alarm stands until a later one is in sync.
 
-use super::effect::Effect;
+use super::effect::{Effect, Proviso};
 use super::memory::{Attempt, Memory};
 use super::pace;
 use super::seen::{BlockSeen, DomainSeen, ExportSeen, Fact, JobSeen, MirrorSeen, Power, ProcessId, RelaySeen};
@@ -355,8 +355,8 @@ fn verify(turn: &mut Turn<'_>, disks: &[DiskView<'_>], domain: &DomainSeen, memo
             turn.effects.push(Effect::Verify {
                 disk: disk.order.clone(),
                 source_path: source.path.clone(),
-                relay_instance: relay.instance.clone(),
                 opening: export.opening.clone(),
+                proviso: Proviso { relay_instance: relay.instance.clone(), interruptions: domain.interruptions },
                 bytes_s,
             });
         }

@@ -22,7 +22,7 @@ mod seen;
 mod tests;
 mod turn;
 
-pub use effect::{Decision, Effect, MemoryChange};
+pub use effect::{Decision, Effect, MemoryChange, Proviso};
 pub use memory::{Attempt, Mark, MarkState, Memory};
 pub use seen::*;
 use turn::Turn;
@@ -166,7 +166,7 @@ fn claim(turn: &mut Turn<'_>, domain: &DomainSeen) -> MemoryChange {
     }
     let migrated = mark.is_some_and(|mark| mark.state == MarkState::Migrated);
     match memory {
-        None if migrated => {
+        None if migrated && !(turn.order.want == Want::Release && own_mark.is_some()) => {
             without_claim_on_migrated(turn, own_mark.is_some());
             MemoryChange::Keep
         }
@@ -195,7 +195,7 @@ fn take_claim(turn: &mut Turn<'_>, domain: &DomainSeen, own_mark: Option<&Mark>)
     let mut memory = Memory::new(turn.order.claim.clone(), turn.order.epoch);
     memory.autostart_was = own_mark.and_then(|mark| mark.autostart_was);
     // The file that would tell how far that cutover came is lost, so it may have come to its end.
-    memory.shut_down = own_mark.is_some_and(|mark| mark.state == MarkState::Cutover);
+    memory.shut_down = own_mark.is_some_and(|mark| mark.state != MarkState::Claimed);
     turn.mark(domain, &memory, own_mark.map_or(MarkState::Claimed, |mark| mark.state));
     turn.soon();
     MemoryChange::Create(Box::new(memory))
@@ -219,7 +219,8 @@ fn already_migrated(turn: &mut Turn<'_>) {
 
 fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated: bool) {
     remember_holders(turn, memory);
-    if migrated && !matches!(turn.order.want, Want::KeepOff | Want::Retire) {
+    // A machine that is ours is given back even then: whoever orders it has shut its target down for good.
+    if migrated && turn.order.want < Want::KeepOff {
         return already_migrated(turn);
     }
     let too_old = domain.libvirt_version < MIN_LIBVIRT || domain.qemu_version < MIN_QEMU;

@@ -7,11 +7,12 @@ pub const MIN_BYTES_S: u64 = 256 << 10;
 
 /// Speed of one disk's copy in bytes/s, from its share of the relay's memory, its backlog there and the rate at which its target takes it.
 ///
-/// The backlog is steered to a quarter of the share. Above half, copying crawls until it has shrunk.
+/// The backlog is steered to a quarter of the share. Above half, copying takes a quarter of the drain: a backlog of its own shrinks all the
+/// same, and a guest that alone outruns the target does not keep the copy from ever being done.
 pub fn speed_bytes_s(share_bytes: u64, backlog_bytes: u64, drain_bytes_s: u64) -> u64 {
     let aim = share_bytes / 4;
     let speed = if backlog_bytes >= share_bytes / 2 {
-        0
+        drain_bytes_s / 4
     } else if backlog_bytes > aim {
         drain_bytes_s / 2
     } else {
@@ -33,11 +34,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn an_idle_target_is_asked_for_more_and_a_full_relay_for_nothing() {
+    fn an_idle_target_is_asked_for_more_and_a_full_relay_for_little() {
         assert_eq!(speed_bytes_s(128 * MIB, 0, 0), 32 * MIB);
         assert_eq!(speed_bytes_s(128 * MIB, 0, 100 * MIB), 132 * MIB);
         assert_eq!(speed_bytes_s(128 * MIB, 48 * MIB, 10 * MIB), 5 * MIB);
-        assert_eq!(speed_bytes_s(128 * MIB, 64 * MIB, 10 * MIB), MIN_BYTES_S);
+        assert_eq!(speed_bytes_s(128 * MIB, 64 * MIB, 12 * MIB), 3 * MIB);
+        assert_eq!(speed_bytes_s(128 * MIB, 128 * MIB, 0), MIN_BYTES_S);
         assert_eq!(speed_bytes_s(0, 0, 0), MIN_BYTES_S);
     }
 

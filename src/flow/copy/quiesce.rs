@@ -4,12 +4,13 @@
 //! is not tried again under its epoch, for the hour that was chosen for it is over. Once the guest is off nothing here starts it: only
 //! `Release` does.
 
-use super::effect::Effect;
+use super::effect::{Effect, Proviso};
 use super::memory::{MarkState, Memory};
 use super::mirror;
-use super::seen::{ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
+use super::seen::{CommandSeen, ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
 use super::turn::Turn;
 use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, QuiesceStatus, Want};
+use crate::api::shutdown::{GuestCommand, OnCommandFailure, OnShutdownTimeout};
 
 /// How long an order may wait for a mirror that is not in sync at that moment.
 const PATIENCE_SECONDS: u64 = 30;
@@ -78,14 +79,46 @@ fn prepare(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, marked
         turn.effects.push(Effect::SetAutostart(false));
         return;
     }
+    if let Some(command) = &turn.order.shutdown.before
+        && !ran_in_guest(turn, memory, command)
+    {
+        return;
+    }
     memory.shutdown_by = None;
+    memory.forced = false;
+    memory.reboots = domain.reboots;
     memory.shutdown_sent_at = Some(turn.now.clone());
     turn.status.quiesce = Some(QuiesceStatus {
         marked_at: Some(turn.moment()),
+        command: memory.command.as_ref().filter(|(epoch, _)| *epoch == turn.order.epoch).map(|(_, it)| it.clone()),
         shutdown_requested_at: Some(turn.moment()),
         ..QuiesceStatus::default()
     });
-    turn.effects.push(Effect::Shutdown);
+    turn.effects.push(Effect::Shutdown(turn.order.shutdown.method));
+}
+
+/// Has the guest's agent run the command that comes before the shutdown. True when that is over and the shutdown may follow.
+fn ran_in_guest(turn: &mut Turn<'_>, memory: &mut Memory, command: &GuestCommand) -> bool {
+    let program = command.command.first().map_or("", String::as_str);
+    if let Some((epoch, outcome)) = memory.command.clone()
+        && epoch == turn.order.epoch
+    {
+        if outcome.exit_code == Some(0) || command.on_failure == OnCommandFailure::GoOn {
+            return true;
+        }
+        let ended = outcome.exit_code.map_or("did not end by itself".to_owned(), |code| format!("ended with {code}"));
+        let message =
+            format!("The command {program} in the guest {ended}, so it was not shut down: {}", outcome.output);
+        fail(turn, memory, "GuestCommandFailed", message);
+        return false;
+    }
+    match &turn.seen.command {
+        Some(CommandSeen::Ended(outcome)) => memory.command = Some((turn.order.epoch, outcome.clone())),
+        Some(CommandSeen::Running) => {}
+        None => turn.effects.push(Effect::RunInGuest(command.clone())),
+    }
+    turn.problem("GuestCommandRunning", format!("The command {program} runs in the guest before it is shut down."));
+    false
 }
 
 fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
@@ -137,8 +170,18 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
             attempt.cut |= turn.order.disks.iter().any(cut_off);
         }
     }
-    let limit = u64::from(turn.order.shutdown_timeout_seconds);
+    if domain.reboots > memory.reboots {
+        let message =
+            "The guest rebooted instead of powering off. It was left running; look at its console, then order again.";
+        return fail(turn, memory, "GuestRebooted", message.into());
+    }
+    let limit = u64::from(turn.order.shutdown.timeout_seconds);
     let late = quiesce.shutdown_requested_at.as_ref().is_some_and(|at| turn.seconds_since(at.0) >= limit);
+    if late && turn.order.shutdown.on_timeout == OnShutdownTimeout::ForceOff {
+        memory.forced = true;
+        turn.problem("ForcingOff", format!("The guest did not power off within {limit} s: it is powered off."));
+        return turn.effects.push(Effect::PowerOff);
+    }
     if late {
         let message = format!(
             "The guest did not power off within {limit} s after it was asked to. It was left running; look at its console, then order again."
@@ -148,7 +191,7 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
     let repeat = memory.shutdown_sent_at.as_ref().is_none_or(|at| turn.seconds_since(at.0) >= REPEAT_SHUTDOWN_SECONDS);
     if repeat && domain.power == Power::Running {
         memory.shutdown_sent_at = Some(turn.now.clone());
-        turn.effects.push(Effect::Shutdown);
+        turn.effects.push(Effect::Shutdown(turn.order.shutdown.method));
     }
 }
 
@@ -243,6 +286,7 @@ fn prove_off(
     let since = quiesce.off_by_libvirt_at.get_or_insert_with(|| turn.moment()).clone();
     if quiesce.how.is_none() {
         quiesce.how = match memory.shutdown_by {
+            _ if memory.forced => Some(HowOff::Forced),
             Some(ShutdownBy::Guest) if orderly => Some(HowOff::Clean),
             Some(_) => Some(HowOff::Unclear),
             None if orderly && turn.seconds_since(since.0) < EVENT_SECONDS => None,
@@ -362,7 +406,7 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesc
     let compared_at = quiesce.equal_at.take();
     let Ok(machine) = &domain.machine else { return false };
     let order = turn.order;
-    let believe = believed_relay(turn, memory, quiesce);
+    let believe = proviso(turn, domain, memory, quiesce);
     let (mut hashes, mut compared, mut verified) = (Vec::new(), 0, 0);
     for disk in &order.disks {
         let path = machine.disks.iter().find(|source| source.device == disk.device).map(|source| source.path.clone());
@@ -400,11 +444,11 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesc
     true
 }
 
-/// The relay whose write counters tell what was not written to since it was verified. None: every extent is to be compared.
+/// Under what the write counters may be believed; `None`: every extent is to be compared.
 ///
 /// They count what passes the mirror. Nothing passed it by if the guest shut itself down, no other QEMU was ever seen with its disks, and
 /// the mirror was there for as long as the guest was seen running.
-fn believed_relay(turn: &Turn<'_>, memory: &Memory, quiesce: &QuiesceStatus) -> Option<String> {
+fn proviso(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &QuiesceStatus) -> Option<Proviso> {
     let attempt = memory.attempt.as_ref()?;
     let held_by_it_alone =
         |device| memory.holders.get(device).is_some_and(|holders| holders.iter().all(|holder| *holder == attempt.qemu));
@@ -412,5 +456,6 @@ fn believed_relay(turn: &Turn<'_>, memory: &Memory, quiesce: &QuiesceStatus) -> 
         && !attempt.cut
         && turn.order.limits.verify_mib_per_second > 0
         && turn.order.disks.iter().all(|disk| held_by_it_alone(&disk.device));
-    believed.then(|| attempt.relay_instance.clone())
+    let relay_instance = attempt.relay_instance.clone();
+    believed.then_some(Proviso { relay_instance, interruptions: domain.interruptions })
 }

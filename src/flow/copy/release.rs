@@ -25,13 +25,17 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
         return turn.effects.push(Effect::SetAutostart(was));
     }
     // The report may have been lost with its object, the claim file with a reboot: any of them tells.
-    let marked = own.as_ref().is_some_and(|mark| mark.state == MarkState::Cutover);
+    let marked = own.as_ref().is_some_and(|mark| mark.state != MarkState::Claimed);
     let we_shut_it_down = turn.shutdown_requested() || marked || memory.shut_down || memory.shutdown_sent_at.is_some();
     let sent_at = memory.shutdown_sent_at.clone().filter(|_| !memory.shut_down);
-    let window = u64::from(turn.order.shutdown_timeout_seconds).min(MAX_WATCH_SECONDS);
+    let window = u64::from(turn.order.shutdown.timeout_seconds).min(MAX_WATCH_SECONDS);
     match domain.power {
         Power::Off { .. } if we_shut_it_down => {
             memory.shut_down = true;
+            // A hook on the host refuses to start a domain that bears any other mark.
+            if own.is_some() && !turn.mark(domain, memory, MarkState::Claimed) {
+                return;
+            }
             return start(turn);
         }
         Power::Running | Power::Paused if sent_at.as_ref().is_some_and(|at| turn.seconds_since(at.0) < window) => {
@@ -114,8 +118,13 @@ pub(super) fn retire(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memo
 fn kept_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) -> bool {
     mirror::report(turn, domain, memory);
     if !matches!(domain.power, Power::Off { .. }) {
-        let message = "The source was started, but the target has taken over. Shut the source down by hand at once, if the target runs: its writes go nowhere. Nothing was done here.";
-        turn.problem("SourceRunning", message.into());
+        let done = if turn.order.power_off_source {
+            turn.effects.push(Effect::PowerOff);
+            "It is being powered off."
+        } else {
+            "Shut it down by hand at once, if the target runs: its writes go nowhere. Nothing was done here."
+        };
+        turn.problem("SourceRunning", format!("The source was started, but the target has taken over. {done}"));
     }
     let closed = match &turn.seen.relay {
         Fact::Known(relay) => turn.close_exports(relay, false),

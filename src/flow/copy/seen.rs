@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{Mark, Memory};
 use crate::api::machine::Machine;
+use crate::api::shutdown::CommandOutcome;
 
 /// Something that was looked at, or why it could not be.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,8 @@ pub struct Seen {
     pub processes: Fact<ProcessesSeen>,
     /// What this driver has verified while it saw the disks in step, by device.
     pub verifications: BTreeMap<String, VerificationSeen>,
+    /// The command in the guest that this driver started.
+    pub command: Option<CommandSeen>,
     /// Comparisons that this driver started, by device.
     pub comparisons: BTreeMap<String, ComparisonSeen>,
     /// What went wrong when the last turn's effects were carried out.
@@ -72,6 +75,11 @@ pub struct DomainSeen {
     pub qemu_version: Version,
     /// Who shut the guest down, by libvirt's event; absent if this driver did not see it.
     pub shutdown_by: Option<ShutdownBy>,
+    /// Reboots of the guest that this driver saw.
+    pub reboots: u32,
+    /// Grows whenever something may have passed its mirrors by: a block job ended before the power-off, the domain was started, or events
+    /// may have been missed.
+    pub interruptions: u32,
 }
 
 /// What a domain does.
@@ -205,6 +213,13 @@ pub struct VerificationSeen {
     pub verified_bytes: u64,
     /// A difference that stands although nothing was written.
     pub difference_offset: Option<u64>,
+}
+
+/// A command in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandSeen {
+    Running,
+    Ended(CommandOutcome),
 }
 
 /// A comparison of source and target.

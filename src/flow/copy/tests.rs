@@ -13,6 +13,7 @@ use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, NfsFile};
 use crate::api::libvirt_host::CopyLimits;
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine};
 use crate::api::nutanix_cluster::NfsAddress;
+use crate::api::shutdown::{CommandOutcome, GuestCommand, OnCommandFailure, OnShutdownTimeout, ShutdownPolicy};
 
 const UUID: &str = "5d4ae1e7-0000-4000-8000-00000000beef";
 const DEVICES: [&str; 2] = ["vda", "vdb"];
@@ -72,7 +73,8 @@ fn order(want: Want, epoch: u64) -> BlockCopySpec {
         want,
         disks: DEVICES.iter().map(disk).collect(),
         limits: CopyLimits::default(),
-        shutdown_timeout_seconds: 120,
+        shutdown: ShutdownPolicy { timeout_seconds: 120, ..ShutdownPolicy::default() },
+        power_off_source: false,
     }
 }
 
@@ -90,6 +92,7 @@ struct Host {
     comparison: ComparisonSeen,
     verifications: BTreeMap<String, VerificationSeen>,
     comparisons: BTreeMap<String, ComparisonSeen>,
+    command: Option<CommandSeen>,
     seconds: i64,
     done: Vec<Effect>,
     /// The guest obeys the power button.
@@ -115,6 +118,8 @@ impl Host {
             libvirt_version: MIN_LIBVIRT,
             qemu_version: Version(7, 2, 0),
             shutdown_by: None,
+            reboots: 0,
+            interruptions: 1,
         };
         let relay = RelaySeen { instance: "r1".into(), pid: 200, memory_bytes: 128 << 20, exports: BTreeMap::new() };
         Self {
@@ -130,6 +135,7 @@ impl Host {
             comparison: ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 1, verified_extents: 15 },
             verifications: BTreeMap::new(),
             comparisons: BTreeMap::new(),
+            command: None,
             seconds: 1_000_000,
             done: vec![],
             obeys: true,
@@ -159,6 +165,7 @@ impl Host {
             relay: self.relay.clone().map_or(Fact::Unknown("connection refused".into()), Fact::Known),
             processes: Fact::Known(processes),
             verifications: self.verifications.clone(),
+            command: self.command.clone(),
             comparisons: self.comparisons.clone(),
             trouble: self.trouble.take(),
         }
@@ -284,7 +291,13 @@ impl Host {
                 assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
                 self.comparisons.insert(disk.device, self.comparison.clone());
             }
-            Effect::Shutdown => {
+            Effect::RunInGuest(_) => self.command = Some(CommandSeen::Running),
+            Effect::PowerOff => {
+                self.domain.shutdown_by = Some(ShutdownBy::Host);
+                self.power_off();
+                self.domain.power = Power::Off { orderly: false };
+            }
+            Effect::Shutdown(_) => {
                 assert!(!self.domain.autostart, "shut down with autostart on");
                 if self.obeys {
                     self.domain.shutdown_by = Some(ShutdownBy::Guest);
@@ -297,7 +310,7 @@ impl Host {
     }
 
     fn shutdowns(&self) -> usize {
-        self.done.iter().filter(|effect| **effect == Effect::Shutdown).count()
+        self.done.iter().filter(|effect| matches!(effect, Effect::Shutdown(_))).count()
     }
 
     /// A host whose mirror is in sync.
@@ -612,7 +625,7 @@ fn a_difference_that_stands_while_the_guest_runs_voids_the_copy_and_the_alarm_st
 }
 
 /// Which relay's counters a comparison may believe.
-fn believed(host: &mut Host) -> Vec<Option<String>> {
+fn believed(host: &mut Host) -> Vec<Option<Proviso>> {
     host.want(Want::Quiesce);
     host.turns(12);
     let compares = host.done.iter().filter_map(|effect| match effect {
@@ -624,7 +637,8 @@ fn believed(host: &mut Host) -> Vec<Option<String>> {
 
 #[test]
 fn counters_are_believed_only_of_a_source_that_shut_itself_down_under_one_qemu() {
-    assert_eq!(believed(&mut Host::in_sync()), [Some("r1".into()), Some("r1".into())]);
+    let proviso = || Some(Proviso { relay_instance: "r1".into(), interruptions: 1 });
+    assert_eq!(believed(&mut Host::in_sync()), [proviso(), proviso()]);
 
     let mut off_by_limit = Host::in_sync();
     off_by_limit.want(Want::Quiesce);
@@ -670,7 +684,7 @@ fn counters_are_believed_only_of_a_source_that_shut_itself_down_under_one_qemu()
     earlier.copied();
     earlier.turn();
     assert_eq!(earlier.status.in_sync, Tri::Yes);
-    assert_eq!(believed(&mut earlier), [Some("r1".into()), Some("r1".into())]);
+    assert_eq!(believed(&mut earlier), [proviso(), proviso()]);
 }
 
 #[test]
@@ -717,7 +731,7 @@ fn unknown_never_moves_anything_forward() {
                 let decision = host.decide(spoil);
                 let what = format!("{last:?}, step {step}, spoil {index}");
                 let gone_too_far = |effect: &Effect| match effect {
-                    Effect::Shutdown => before.quiesce.as_ref().is_none_or(|q| q.shutdown_requested_at.is_none()),
+                    Effect::Shutdown(_) => before.quiesce.as_ref().is_none_or(|q| q.shutdown_requested_at.is_none()),
                     Effect::StartMirror { .. } => true,
                     // Starting the source again needs libvirt and the claim alone.
                     Effect::Start | Effect::DeleteClaim => index < 2,
@@ -904,8 +918,9 @@ fn a_source_started_by_somebody_voids_every_proof() {
     host.done.clear();
     host.turns(200);
     assert_eq!(host.reason(), "SourceStartedAgain");
-    let writes =
-        |effect: &Effect| matches!(effect, Effect::OpenExport { .. } | Effect::StartMirror { .. } | Effect::Shutdown);
+    let writes = |effect: &Effect| {
+        matches!(effect, Effect::OpenExport { .. } | Effect::StartMirror { .. } | Effect::Shutdown(_))
+    };
     assert!(!host.done.iter().any(writes), "{:?}", host.done);
 }
 
@@ -1067,4 +1082,104 @@ fn a_source_that_was_shut_down_and_has_vanished_is_not_given_back_in_silence() {
     let decision = host.decide(gone);
     assert_eq!(decision.status.problem.unwrap().reason, "SourceGone");
     assert_eq!((decision.effects, decision.status.reached), (vec![], None));
+}
+
+#[test]
+fn a_machine_whose_cutover_is_undone_is_given_back_even_after_the_host_lost_its_files() {
+    for files_lost in [false, true] {
+        let mut host = Host::quiesced();
+        host.want(Want::KeepOff);
+        host.turns(3);
+        assert_eq!(host.status.reached, Some(Want::KeepOff));
+        if files_lost {
+            (host.memory, host.status) = (None, BlockCopyStatus::default());
+        }
+        host.want(Want::Release);
+        host.turns(8);
+        assert_eq!(host.status.reached, Some(Want::Release), "{:?}", host.status.problem);
+        assert_eq!(host.domain.power, Power::Running);
+        assert!(host.domain.autostart && host.domain.mark.is_none() && host.memory.is_none());
+    }
+}
+
+/// A host in sync whose guest has a command to run before it is shut down.
+fn with_command(on_failure: OnCommandFailure) -> Host {
+    let mut host = Host::in_sync();
+    host.want(Want::Quiesce);
+    let command = vec!["/bin/stop-database".into()];
+    host.order.shutdown.before = Some(GuestCommand { command, timeout_seconds: 60, on_failure });
+    host.turns(4);
+    assert_eq!((host.reason(), host.shutdowns()), ("GuestCommandRunning", 0));
+    assert_eq!(host.done.iter().filter(|effect| matches!(effect, Effect::RunInGuest(_))).count(), 1);
+    host
+}
+
+fn ended(exit_code: Option<i32>) -> Option<CommandSeen> {
+    Some(CommandSeen::Ended(CommandOutcome { exit_code, output: "words".into() }))
+}
+
+#[test]
+fn the_guest_is_shut_down_after_its_command_and_not_before() {
+    let mut host = with_command(OnCommandFailure::GiveUp);
+    host.command = ended(Some(0));
+    host.turns(10);
+    assert_eq!(host.status.reached, Some(Want::Quiesce), "{:?}", host.status.problem);
+    assert_eq!(host.status.quiesce.as_ref().unwrap().command.as_ref().unwrap().exit_code, Some(0));
+}
+
+#[test]
+fn a_command_that_fails_ends_the_cutover_or_not_as_its_policy_says() {
+    for exit_code in [Some(1), None] {
+        let mut host = with_command(OnCommandFailure::GiveUp);
+        host.command = ended(exit_code);
+        host.turns(5);
+        assert_eq!((host.reason(), host.shutdowns()), ("GuestCommandFailed", 0));
+        assert!(host.domain.autostart && host.domain.power == Power::Running, "all is put back");
+        let mut host = with_command(OnCommandFailure::GoOn);
+        host.command = ended(exit_code);
+        host.turns(10);
+        assert_eq!(host.status.reached, Some(Want::Quiesce));
+        assert_eq!(host.status.quiesce.as_ref().unwrap().command.as_ref().unwrap().exit_code, exit_code);
+    }
+}
+
+#[test]
+fn a_guest_that_ignores_the_power_button_is_powered_off_only_if_its_policy_says_so() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.order.shutdown.on_timeout = OnShutdownTimeout::ForceOff;
+    host.turns(100);
+    assert_eq!(host.domain.power, Power::Running, "it has 120 s");
+    host.turns(40);
+    assert_eq!(host.status.reached, Some(Want::Quiesce), "{:?}", host.status.problem);
+    assert_eq!(host.status.quiesce.as_ref().unwrap().how, Some(HowOff::Forced));
+}
+
+#[test]
+fn a_guest_that_reboots_instead_of_powering_off_is_noticed() {
+    let mut host = Host::in_sync();
+    host.domain.reboots = 3;
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(5);
+    assert_eq!((host.reason(), host.shutdowns()), ("", 1));
+    host.domain.reboots = 4;
+    host.turns(3);
+    assert_eq!(host.reason(), "GuestRebooted");
+    assert!(host.domain.autostart && host.domain.power == Power::Running);
+}
+
+#[test]
+fn a_source_that_is_started_after_the_cutover_is_powered_off_if_the_policy_says_so() {
+    for power_off_source in [false, true] {
+        let mut host = Host::quiesced();
+        host.want(Want::KeepOff);
+        host.order.power_off_source = power_off_source;
+        host.turns(3);
+        host.power_on();
+        host.turn();
+        assert_eq!(host.reason(), "SourceRunning");
+        assert_eq!(matches!(host.domain.power, Power::Off { .. }), power_off_source);
+    }
 }

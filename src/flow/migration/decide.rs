@@ -8,10 +8,11 @@ use super::conditions;
 use super::effect::Effect;
 use super::seen::{Fact, Refusal, Seen};
 use super::step::{self, Progress, Step};
+use super::undo;
 use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
-use crate::api::vm_migration::Waiting;
+use crate::api::vm_migration::{OnSourceStarted, Waiting};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 /// All that a decision depends on.
@@ -63,6 +64,10 @@ pub fn decide(input: &Input<'_>) -> Decision {
     let mut draft = Draft { status: input.status.clone(), effects: Vec::new() };
     draft.status.observed_generation = Some(input.generation);
     let outcome = match (input.deleting, boot_is_ordered(input)) {
+        (true, _) if undo::of_boot(input) => {
+            step::take_over_report(input, &mut draft);
+            undo::undo(input, &mut draft)
+        }
         // The target was ordered to boot: a machine that is neither here nor there is no state to leave it in.
         (true, true) => walk(input, &mut draft),
         (true, false) => let_go(input, &mut draft),
@@ -90,9 +95,9 @@ fn advance(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     begin_attempt(input, draft);
     super::gate::bind_approval(input, draft);
-    if input.spec.rollback == Some(true) {
+    if undo::is_wanted(input) {
         step::take_over_report(input, draft);
-        return step::undo(input, draft);
+        return undo::undo(input, draft);
     }
     walk(input, draft)
 }
@@ -226,11 +231,8 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         want,
         disks: step::disk_copies(setup, &draft.status),
         limits: setup.host.limits.clone(),
-        shutdown_timeout_seconds: draft
-            .status
-            .plan
-            .as_ref()
-            .map_or(input.spec.cutover.shutdown_timeout_seconds, |plan| plan.shutdown_timeout_seconds),
+        shutdown: draft.status.plan.as_ref().map_or(&input.spec.cutover.shutdown, |plan| &plan.shutdown).clone(),
+        power_off_source: input.spec.cutover.on_source_started == OnSourceStarted::PowerOff,
     })
 }
 

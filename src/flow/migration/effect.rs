@@ -2,7 +2,7 @@
 
 use super::permit::PowerOnPermit;
 use crate::api::block_copy::BlockCopySpec;
-use crate::api::vm_migration::{PlanStatus, PowerOnIntent};
+use crate::api::vm_migration::{PlanStatus, TargetOrder};
 
 /// An order to the outside world.
 #[derive(Debug)]
@@ -19,6 +19,12 @@ pub enum Effect {
     DeleteCopy,
     /// Put the planned file into the repository.
     Publish(Box<PlanStatus>),
-    /// Power the target on. Irreversible: always the last effect of a decision.
-    PowerOn { permit: PowerOnPermit, ext_id: String, intent: PowerOnIntent },
+    /// Power the target on: always the last effect of a decision.
+    PowerOn { permit: PowerOnPermit, ext_id: String, order: TargetOrder },
+    /// Ask the target's guest to power off.
+    ShutDownTarget { ext_id: String, order: TargetOrder },
+    /// Power the target off, whatever its guest does.
+    PowerOffTarget { ext_id: String, order: TargetOrder },
+    /// Change the target's description, and with it its ETag.
+    DescribeTarget { ext_id: String, order: TargetOrder, description: String },
 }

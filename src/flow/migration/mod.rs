@@ -17,6 +17,8 @@ mod gate;
 mod permit;
 mod seen;
 mod step;
+mod target_order;
+mod undo;
 mod want;
 
 pub use decide::{Decision, Input, decide};

@@ -5,6 +5,7 @@ use super::gate;
 use super::seen::{Fact, TargetVm, TargetVmDisk};
 use crate::api::block_copy::{BlockCopyStatus, HowOff, QuiesceStatus, Want};
 use crate::api::common::{Time, Tri};
+use crate::api::shutdown::OnShutdownTimeout;
 use crate::api::vm_migration::TargetDisk;
 
 /// Says that everything was proven: only [`PowerOnPermit::prove`] can make one, and an order to power on cannot be written without it.
@@ -27,7 +28,7 @@ impl PowerOnPermit {
     /// The same for an order that is recorded already: it was approved when it was recorded, and cannot be taken back since.
     pub fn prove_again<'a>(input: &'a Input<'_>) -> Result<(Self, &'a TargetVm), Missing> {
         let copy = current_copy(input)?;
-        quiesced(copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
+        quiesced(input, copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
         let target = same_target(input)?;
         Ok((Self(()), target))
     }
@@ -60,9 +61,10 @@ fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing
     Ok(status)
 }
 
-fn quiesced(quiesce: &QuiesceStatus) -> Result<(), Missing> {
+fn quiesced(input: &Input<'_>, quiesce: &QuiesceStatus) -> Result<(), Missing> {
     let QuiesceStatus {
         marked_at,
+        command: _,
         shutdown_requested_at,
         off_by_libvirt_at,
         how,
@@ -86,9 +88,12 @@ fn quiesced(quiesce: &QuiesceStatus) -> Result<(), Missing> {
     if let Some((_, proof)) = proofs.iter().find(|(at, _)| at.is_none()) {
         return Err(format!("not proven: {proof}"));
     }
+    let policy = input.status.plan.as_ref().map(|plan| plan.shutdown.on_timeout);
+    let may_be_forced = policy == Some(OnShutdownTimeout::ForceOff);
     match how {
         Some(HowOff::Clean) => Ok(()),
-        Some(HowOff::Unclear) | None => Err("it is not clear how the source went off".into()),
+        Some(HowOff::Forced) if may_be_forced => Ok(()),
+        Some(HowOff::Forced | HowOff::Unclear) | None => Err("it is not clear how the source went off".into()),
     }
 }
 

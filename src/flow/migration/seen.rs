@@ -74,6 +74,8 @@ pub struct TargetVm {
     pub description: String,
     /// Whether it runs. Anything but a plain ON or OFF is unknown.
     pub on: crate::api::common::Tri,
+    /// Whether a task on it was queued or running, asked before the rest was looked at. Unknown if nobody asked.
+    pub busy: crate::api::common::Tri,
     /// Its version: what `If-Match` must say.
     pub etag: String,
     /// Disks in the order of their index, CD-ROMs left out.
@@ -103,6 +105,8 @@ pub struct Needs {
     pub target_may_be_old: bool,
     /// Ask Prism Element for the target's disk paths too.
     pub backing: bool,
+    /// Ask for open tasks on the target, before its state.
+    pub tasks: bool,
 }
 
 /// What the next decision needs to know, from what is remembered.
@@ -113,11 +117,13 @@ pub fn needs(status: &VmMigrationStatus) -> Needs {
     let pinned = status.target.is_some();
     let ordered = cutover.ordered_at.is_some();
     let proving = ordered && cutover.target_on_at.is_none();
+    let undoing = cutover.undo.is_some();
     Needs {
         placement: !planned,
         published: planned && !published,
-        target: !planned || (published && cutover.reachable_at.is_none()),
+        target: !planned || (published && (cutover.reachable_at.is_none() || undoing)),
         target_may_be_old: pinned && !ordered,
         backing: (published && !pinned) || proving,
+        tasks: undoing,
     }
 }

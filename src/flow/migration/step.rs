@@ -7,11 +7,12 @@ use super::effect::Effect;
 use super::gate;
 use super::permit::{PowerOnPermit, too_old};
 use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
+use super::{target_order, undo};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Disk, Machine};
 use crate::api::vm_migration::{
-    CutoverStatus, DiskStatus, PlanStatus, PowerOnIntent, SourceStatus, StepRecord, TargetDisk, TargetStatus,
+    CutoverStatus, DiskStatus, OnVerifyFailure, PlanStatus, SourceStatus, StepRecord, TargetDisk, TargetStatus,
     TerraformStatus,
 };
 use crate::api::{BlockCopy, VmMigrationStatus};
@@ -213,7 +214,7 @@ fn make_plan(
         container_ext_id: &placement.container_ext_id,
         subnet_ext_ids: &subnets,
         path_template: &setup.repository.path,
-        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        shutdown: &input.spec.cutover.shutdown,
         origin: &format!("VmMigration {}/{} uid {}", input.namespace, input.name, input.uid),
     })
     .map_err(|error| Refusal::new("PreflightFailed", error.to_string()))?;
@@ -226,7 +227,7 @@ fn make_plan(
         path: planned.path.clone(),
         terraform,
         target_disk_bytes: planned.disks.iter().map(|disk| disk.size_bytes).collect(),
-        shutdown_timeout_seconds: input.spec.cutover.shutdown_timeout_seconds,
+        shutdown: input.spec.cutover.shutdown.clone(),
         notes: findings.iter().map(ToString::to_string).collect(),
     })
 }
@@ -544,7 +545,7 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
         return Some(Refusal::new("ApprovalWithdrawn", "the approval was withdrawn before the target was started"));
     }
     if let Some(MicroTime(off)) = &cutover.source_off_at {
-        let down = input.now.duration_since(*off).as_secs();
+        let down = seconds_since(input, *off);
         if down > i64::from(input.spec.cutover.max_downtime_seconds) {
             let limit = input.spec.cutover.max_downtime_seconds;
             return Some(Refusal::new(
@@ -553,12 +554,14 @@ fn reason_to_abandon(input: &Input<'_>, draft: &Draft, cutover: &CutoverStatus) 
             ));
         }
     }
-    let waited = cutover.ordered_at.as_ref().map_or(0, |MicroTime(at)| input.now.duration_since(*at).as_secs());
-    if cutover.shutdown_requested_at.is_none() && waited > MAX_SECONDS_TO_SHUTDOWN {
+    let waited = cutover.ordered_at.as_ref().map_or(0, |MicroTime(at)| seconds_since(input, *at));
+    let command = draft.status.plan.as_ref().and_then(|plan| plan.shutdown.before.as_ref());
+    let limit = MAX_SECONDS_TO_SHUTDOWN + command.map_or(0, |command| i64::from(command.timeout_seconds));
+    if cutover.shutdown_requested_at.is_none() && waited > limit {
         return Some(Refusal::new(
             "HostSideSilent",
             format!(
-                "the host side did not begin the shutdown within {MAX_SECONDS_TO_SHUTDOWN} s: the hour that was chosen for it is over"
+                "the host side did not begin the shutdown within {limit} s: the hour that was chosen for it is over"
             ),
         ));
     }
@@ -579,6 +582,8 @@ fn ends_the_cutover(reason: &str) -> bool {
     matches!(
         reason,
         "ShutdownTimedOut"
+            | "GuestCommandFailed"
+            | "GuestRebooted"
             | "NotInSync"
             | "NotEqual"
             | "QuiesceFailed"
@@ -602,9 +607,7 @@ fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     match PowerOnPermit::prove(input) {
         Ok((_permit, target)) => {
-            let seed = format!("{}/{}/{}", input.uid, draft.status.epoch.unwrap_or(0), target.etag);
-            let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
-            cutover.power_on = Some(PowerOnIntent { request_id, etag: target.etag.clone(), at: MicroTime(input.now) });
+            cutover.power_on = Some(target_order::new(input, "power-on", target));
             draft.status.cutover = Some(cutover);
             // Sent in the next turn, when this record is known to be stored.
             Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
@@ -634,33 +637,24 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
         draft.status.cutover = Some(cutover);
         return Progress::Done;
     }
-    let waited = input.now.duration_since(intent.at.0).as_secs();
-    match PowerOnPermit::prove_again(input) {
-        Ok((permit, target)) if target.etag == intent.etag && waited < REPEAT_POWER_ON_SECONDS => {
-            draft.effects.push(Effect::PowerOn { permit, ext_id: pinned.ext_id.clone(), intent });
-            Progress::waits("PoweringOn", "the target is being powered on")
-        }
-        Ok((_permit, target)) => {
-            // Somebody changed the VM after the order was recorded, so Prism refuses the old one for good; or the order failed, and the
-            // same request id would only be answered with the same failure.
-            cutover.power_on = Some(PowerOnIntent {
-                etag: target.etag.clone(),
-                at: MicroTime(input.now),
-                request_id: next_request_id(&intent, target),
-            });
-            draft.status.cutover = Some(cutover);
-            Progress::waits("PoweringOn", "the target is not on yet; the order is recorded anew")
-        }
-        Err(missing) => Progress::waits("PoweringOn", missing),
+    let (permit, target) = match PowerOnPermit::prove_again(input) {
+        Ok(proven) => proven,
+        Err(missing) => return Progress::waits("PoweringOn", missing),
+    };
+    let mut slot = Some(intent);
+    if let Some(order) = target_order::recorded(input, &mut slot, "power-on", target) {
+        draft.effects.push(Effect::PowerOn { permit, ext_id: pinned.ext_id.clone(), order });
+        return Progress::waits("PoweringOn", "the target is being powered on");
     }
+    // Somebody changed the VM after the order was recorded, so Prism refuses the old one for good; or the order failed, and the same
+    // request id would only be answered with the same failure.
+    cutover.power_on = slot;
+    draft.status.cutover = Some(cutover);
+    Progress::waits("PoweringOn", "the target is not on yet; the order is recorded anew")
 }
 
-/// How long an order to power on is repeated as it is.
-const REPEAT_POWER_ON_SECONDS: i64 = 60;
-
-fn next_request_id(intent: &PowerOnIntent, target: &TargetVm) -> String {
-    let seed = format!("{}/{}", intent.request_id, target.etag);
-    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string()
+fn seconds_since(input: &Input<'_>, then: Timestamp) -> i64 {
+    input.now.duration_since(then).as_secs()
 }
 
 /// See the guest up: AHV learns addresses from what the guest sends.
@@ -675,6 +669,14 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
         (Fact::Known(_) | Fact::NotAsked, _) => None,
     };
     let has_nics = draft.status.plan.as_ref().is_some_and(|plan| !plan.machine.nics.is_empty());
+    let limit = input.spec.cutover.verify_timeout_seconds;
+    let late = cutover.target_on_at.as_ref().is_some_and(|MicroTime(on)| seconds_since(input, *on) > i64::from(limit));
+    if late && input.spec.cutover.on_verify_failure == OnVerifyFailure::Rollback {
+        let why = format!("its guest was not heard on the network within {limit} s (onVerifyFailure: Rollback)");
+        cutover.undo = Some(undo::begun(input, draft, &why));
+        draft.status.cutover = Some(cutover);
+        return Progress::waits("RollingBack", why);
+    }
     match vm {
         Some(vm) if vm.on.is_yes() && (!has_nics || !vm.learned_ips.is_empty()) => {
             cutover.reachable_at = Some(MicroTime(input.now));
@@ -683,8 +685,18 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
         Some(vm) if vm.on == Tri::No => Progress::stalled(
             "TargetStopped",
-            "the target was powered on and is off again: look at its console in Prism",
+            "the target was powered on and is off again: look at its console in Prism, or set spec.rollback",
         ),
+        Some(vm) if late => {
+            order(input, draft, Want::KeepOff);
+            Progress::stalled(
+                "GuestSilent",
+                format!(
+                    "the target {} runs, but its guest was not heard on the network within {limit} s: look at its console in Prism, or set spec.rollback",
+                    vm.name
+                ),
+            )
+        }
         Some(_) => {
             order(input, draft, Want::KeepOff);
             Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network")
@@ -718,44 +730,6 @@ fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
     }
-}
-
-/// `spec.rollback`: give the source back.
-pub fn undo(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    if draft.status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_some()) {
-        return Progress::stalled(
-            "PastPointOfNoReturn",
-            "the target was ordered to boot; undoing that is not built yet. Remove spec.rollback. Never start the source while the target runs",
-        );
-    }
-    let found = input.status.source.as_ref();
-    if found.is_some_and(|source| source.already_migrated) {
-        return Progress::stalled(
-            "AlreadyMigrated",
-            "the source bears the mark of a finished cutover: its machine runs elsewhere, and there is nothing to roll back",
-        );
-    }
-    if found.is_none() && matches!(&input.seen.copy, Fact::Known(None)) {
-        return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on");
-    }
-    if let Some(stop) = both_would_run(input) {
-        return stop;
-    }
-    order(input, draft, Want::Release);
-    if let Fact::Known(Some(copy)) = &input.seen.copy
-        && reached(copy, Want::Release)
-    {
-        // What was ordered is over. Whoever removes spec.rollback begins anew, and waits for all that a first cutover waits for.
-        draft.status.cutover = None;
-        let state = copy.status.as_ref().and_then(|status| status.domain.as_ref()).map_or("unknown", |d| &d.state);
-        return Progress::stalled(
-            "RolledBack",
-            format!(
-                "the source is released (libvirt: {state}); Terraform file and target VM are kept. Remove spec.rollback to go on"
-            ),
-        );
-    }
-    Progress::waits("RollingBack", "the host side gives the source back")
 }
 
 /// Takes the host side's report over into the status: for people, and to remember the cutover's times.

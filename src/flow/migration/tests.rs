@@ -7,6 +7,7 @@ use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
+use crate::api::vm_migration::{OnVerifyFailure, TargetOrder};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 const GIB: u64 = 1 << 30;
@@ -69,6 +70,9 @@ struct World {
     prism_answers: bool,
     now: Timestamp,
     power_ons: Vec<(String, String)>,
+    /// The target's guest does not obey the power button.
+    deaf: bool,
+    task_is_open: bool,
 }
 
 impl World {
@@ -86,11 +90,13 @@ impl World {
             prism_answers: true,
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
             power_ons: vec![],
+            deaf: false,
+            task_is_open: false,
         }
     }
 
     fn seen(&self) -> Seen {
-        let Needs { placement, published, target, target_may_be_old: _, backing: _ } = needs(&self.status);
+        let Needs { placement, published, target, target_may_be_old: _, backing: _, tasks } = needs(&self.status);
         let placed = Placement {
             cluster_ext_id: "c".into(),
             container_ext_id: "s".into(),
@@ -106,8 +112,13 @@ impl World {
             copy: Fact::Known(self.copy.clone()),
             placement: if placement { Fact::Known(placed) } else { Fact::NotAsked },
             published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
-            target: prism(target, Fact::Known(self.target.clone().into_iter().collect())),
+            target: prism(target, Fact::Known(self.target.iter().map(|vm| self.look(vm, tasks)).collect())),
         }
+    }
+
+    /// As `observe` shows it: open tasks only when they were asked for.
+    fn look(&self, vm: &TargetVm, tasks: bool) -> TargetVm {
+        TargetVm { busy: if tasks { Tri::from(self.task_is_open) } else { Tri::Unknown }, ..vm.clone() }
     }
 
     fn decide(&self, seen: &Seen) -> Decision {
@@ -161,15 +172,31 @@ impl World {
             Effect::EnsureJob => {}
             Effect::DeleteCopy => self.copy = None,
             Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
-            Effect::PowerOn { permit: _, ext_id, intent } => {
+            Effect::PowerOn { permit: _, ext_id, order } => {
                 assert!(!self.source_runs, "I1: the target was powered on while the source ran");
-                self.power_ons.push((ext_id, intent.request_id));
-                if let Some(target) = self.target.as_mut() {
+                self.power_ons.push((ext_id, order.request_id.clone()));
+                self.change(&order, |target| {
                     target.on = Tri::Yes;
                     target.learned_ips = vec!["10.0.0.7".into()];
-                    target.etag.push('+');
+                });
+            }
+            Effect::ShutDownTarget { order, .. } => {
+                if !self.deaf {
+                    self.change(&order, |target| target.on = Tri::No);
                 }
             }
+            Effect::PowerOffTarget { order, .. } => self.change(&order, |target| target.on = Tri::No),
+            Effect::DescribeTarget { order, description, .. } => {
+                self.change(&order, |target| target.description = description);
+            }
+        }
+    }
+
+    /// Prism refuses an order whose ETag is not that of the VM now.
+    fn change(&mut self, order: &TargetOrder, change: impl FnOnce(&mut TargetVm)) {
+        if let Some(target) = self.target.as_mut().filter(|target| target.etag == order.etag) {
+            change(target);
+            target.etag.push('+');
         }
     }
 
@@ -237,6 +264,15 @@ impl World {
         world
     }
 
+    /// A migration whose target runs.
+    fn migrated() -> Self {
+        let mut world = Self::in_sync();
+        world.approve();
+        world.turns(8);
+        assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+        world
+    }
+
     fn approve(&mut self) {
         self.spec.approved = Some(true);
     }
@@ -244,6 +280,7 @@ impl World {
 
 fn proven(now: &Time) -> QuiesceStatus {
     QuiesceStatus {
+        command: None,
         marked_at: Some(MicroTime(now.0)),
         shutdown_requested_at: Some(MicroTime(now.0)),
         off_by_libvirt_at: Some(MicroTime(now.0)),
@@ -270,6 +307,7 @@ fn new_target() -> TargetVm {
         name: "web01".into(),
         description: "moved by VmMigration team/web01 uid uid-1".into(),
         on: Tri::No,
+        busy: Tri::Unknown,
         etag: "v1".into(),
         disks: vec![disk(0, 2 * GIB), disk(1, 4 * GIB)],
         learned_ips: vec![],
@@ -609,4 +647,148 @@ fn a_deletion_after_the_order_to_boot_boots_first() {
     world.deleting = true;
     world.turns(10);
     assert!(!world.held && world.target_runs() && !world.source_runs);
+}
+
+#[test]
+fn rollback_after_the_cutover_stops_the_target_for_good_and_starts_the_source() {
+    let mut world = World::migrated();
+    let boot = world.status.cutover.clone().and_then(|cutover| cutover.power_on).expect("it was ordered");
+    world.spec.rollback = Some(true);
+    world.turns(20);
+    assert_eq!(world.waits_for(), "RolledBack");
+    assert!(world.source_runs && !world.target_runs());
+    // A controller that was paused since the cutover comes back: its order does nothing any more.
+    world.change(&boot, |target| target.on = Tri::Yes);
+    assert!(!world.target_runs());
+    // The approval was carried out. It is not carried out again by itself.
+    world.spec.rollback = None;
+    world.turns(20);
+    assert_eq!(world.status.phase.as_deref(), Some("RolledBack"));
+    assert!(world.source_runs);
+    world.spec.attempt = Some(1);
+    world.turns(20);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    // And back once more: the second change of the description is another one.
+    let boot = world.status.cutover.clone().and_then(|cutover| cutover.power_on).expect("it was ordered");
+    world.spec.rollback = Some(true);
+    world.turns(20);
+    assert!(world.source_runs);
+    world.change(&boot, |target| target.on = Tri::Yes);
+    assert!(!world.target_runs());
+}
+
+#[test]
+fn an_order_to_boot_that_a_paused_controller_sends_after_the_rollback_is_void() {
+    let mut world = World::in_sync();
+    world.approve();
+    let recorded = |world: &World| world.status.cutover.as_ref().and_then(|cutover| cutover.power_on.clone());
+    // Twice: the second rollback has to change the target once more.
+    for attempt in [0, 1] {
+        (world.spec.attempt, world.spec.rollback) = (Some(attempt), None);
+        while recorded(&world).is_none() {
+            world.turn();
+        }
+        let boot = recorded(&world).expect("it was recorded, and never sent");
+        world.spec.rollback = Some(true);
+        world.turns(20);
+        assert!(world.source_runs);
+        world.change(&boot, |target| target.on = Tri::Yes);
+        assert!(!world.target_runs(), "attempt {attempt}");
+    }
+}
+
+#[test]
+fn a_rollback_that_was_begun_is_carried_out_even_if_its_field_or_its_object_goes() {
+    for deleting in [false, true] {
+        let mut world = World::migrated();
+        world.spec.rollback = Some(true);
+        world.turns(2);
+        assert!(world.status.cutover.as_ref().is_some_and(|cutover| cutover.undo.is_some()));
+        world.spec.rollback = None;
+        world.deleting = deleting;
+        world.turns(20);
+        assert!(world.source_runs && !world.target_runs(), "deleting: {deleting}");
+        assert_eq!(world.held, !deleting);
+    }
+}
+
+#[test]
+fn a_target_that_does_not_power_off_when_asked_is_powered_off_after_its_time() {
+    let mut world = World::migrated();
+    world.deaf = true;
+    world.spec.rollback = Some(true);
+    world.turns(200);
+    assert!(world.target_runs() && !world.source_runs, "it has 300 s");
+    world.turns(120);
+    assert!(!world.target_runs() && world.source_runs);
+}
+
+#[test]
+fn the_source_is_not_started_while_a_task_on_the_target_is_open_or_prism_is_silent() {
+    let mut world = World::migrated();
+    world.spec.rollback = Some(true);
+    world.task_is_open = true;
+    world.turns(30);
+    assert_eq!(world.waits_for(), "TargetBusy");
+    world.prism_answers = false;
+    world.task_is_open = false;
+    world.turns(30);
+    assert!(!world.source_runs);
+    world.prism_answers = true;
+    world.turns(5);
+    assert!(world.source_runs);
+}
+
+#[test]
+fn a_queued_order_to_boot_that_comes_late_is_undone_too() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.status.cutover.as_ref().is_none_or(|cutover| cutover.power_on.is_none()) {
+        world.turn();
+    }
+    // Prism has accepted the order, and its task is in the queue.
+    world.task_is_open = true;
+    world.spec.rollback = Some(true);
+    world.turns(20);
+    assert!(!world.source_runs && !world.target_runs());
+    let target = world.target.as_mut().expect("there is one");
+    (target.on, world.task_is_open) = (Tri::Yes, false);
+    target.etag.push('+');
+    world.turns(20);
+    assert!(world.source_runs && !world.target_runs());
+}
+
+#[test]
+fn a_target_that_somebody_starts_after_the_rollback_is_told() {
+    let mut world = World::migrated();
+    world.spec.rollback = Some(true);
+    world.host_answers = false;
+    world.turns(20);
+    assert!(world.status.cutover.as_ref().unwrap().undo.as_ref().unwrap().proven_off_at.is_some());
+    world.target.as_mut().unwrap().on = Tri::Yes;
+    world.turns(2);
+    assert_eq!(world.waits_for(), "TargetRunning");
+    assert!(!world.source_runs);
+    world.target.as_mut().unwrap().on = Tri::No;
+    world.host_answers = true;
+    world.turns(4);
+    assert!(world.source_runs);
+}
+
+#[test]
+fn a_guest_that_is_not_heard_waits_for_a_person_or_is_rolled_back_as_the_policy_says() {
+    for (policy, reason) in [(OnVerifyFailure::Wait, "GuestSilent"), (OnVerifyFailure::Rollback, "RolledBack")] {
+        let mut world = World::in_sync();
+        world.spec.cutover.on_verify_failure = policy;
+        world.spec.cutover.verify_timeout_seconds = 60;
+        world.approve();
+        for _ in 0..100 {
+            world.turn();
+            if let Some(target) = &mut world.target {
+                target.learned_ips.clear();
+            }
+        }
+        assert_eq!(world.waits_for(), reason);
+        assert_eq!(world.source_runs, policy == OnVerifyFailure::Rollback);
+    }
 }

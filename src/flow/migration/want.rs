@@ -8,6 +8,9 @@ pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool
     let cutover = status.cutover.clone().unwrap_or_default();
     let finalize = spec.finalize == Some(true);
     let rollback = spec.rollback == Some(true);
+    if cutover.undo.as_ref().is_some_and(|undo| undo.proven_off_at.is_some()) {
+        return Want::Release;
+    }
     if cutover.power_on.is_some() {
         // Past the point of no return the source must never be started by a plain release.
         return match cutover.target_on_at {

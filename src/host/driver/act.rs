@@ -20,7 +20,7 @@ pub(super) async fn act(driver: &mut Driver, uuid: &str, effects: Vec<Effect>) -
     let mut trouble = None;
     for effect in effects {
         let needs_all_before =
-            matches!(effect, Effect::Shutdown | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
+            matches!(effect, Effect::Shutdown(_) | Effect::Start | Effect::RemoveMark | Effect::DeleteClaim);
         if needs_all_before && trouble.is_some() {
             break;
         }
@@ -49,14 +49,18 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         }
         Effect::SetSpeed { device, bandwidth_bytes_s } => libvirt.set_speed(uuid, &device, bandwidth_bytes_s).await,
         Effect::AbortMirror { device } => libvirt.abort_mirror(uuid, &device).await,
-        Effect::Shutdown => libvirt.shutdown(uuid).await,
+        Effect::Shutdown(method) => libvirt.shutdown(uuid, method).await,
+        Effect::PowerOff => libvirt.power_off(uuid).await,
+        Effect::RunInGuest(command) => {
+            driver.command.start(libvirt, uuid, command);
+            return Ok(());
+        }
         Effect::Start => libvirt.start(uuid).await,
         Effect::OpenExport { disk, fresh } => return open(driver, disk, fresh).await,
         Effect::CloseExport { device, discard } => return relay(driver.relay.close(&device, discard)).await,
         Effect::EndRelay { process, force } => return host_processes::end(&process, force).map_err(|err| chain(&err)),
         Effect::DeleteClaim => return driver.claims.delete(uuid).map_err(|err| chain(&err)),
-        Effect::Verify { disk, source_path, relay_instance, opening, bytes_s } => {
-            let (relay_instance, opening) = (relay_id(&relay_instance)?, relay_id(&opening)?);
+        Effect::Verify { disk, source_path, opening, proviso, bytes_s } => {
             let job = Job {
                 device: disk.device.clone(),
                 size_bytes: disk.size_bytes,
@@ -65,14 +69,14 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
                 target: TargetSpec::Nfs(disk.target),
                 relay: driver.relay.clone(),
                 relay_directory: driver.relay_directory.clone(),
-                relay_instance,
-                opening,
+                relay_instance: relay_id(&proviso.relay_instance)?,
+                opening: relay_id(&opening)?,
             };
-            driver.verifications.go_on(job, bytes_s);
+            driver.verifications.go_on(job, proviso, bytes_s);
             return Ok(());
         }
         Effect::Compare { disk, source_path, believe } => {
-            let known = driver.verifications.known(&disk, believe.as_deref());
+            let known = driver.verifications.known(&disk, believe.as_ref());
             driver.comparisons.start(disk, source_path.into(), known);
             return Ok(());
         }

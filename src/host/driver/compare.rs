@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::chain;
 use crate::api::block_copy::DiskCopy;
-use crate::flow::copy::{ComparisonSeen, Effect, VerificationSeen};
+use crate::flow::copy::{ComparisonSeen, Effect, Proviso, VerificationSeen};
 use crate::host::relay::TargetSpec;
 use crate::host::relay::writes::extent_count;
 use crate::host::verify::background::{Background, Job};
@@ -23,7 +23,7 @@ const COMPARE_PAUSE: Duration = Duration::from_secs(5);
 /// Disks that are being verified, by device. That one is here says that this driver saw its mirror in step.
 #[derive(Default)]
 pub(super) struct Verifications {
-    running: BTreeMap<String, Background>,
+    running: BTreeMap<String, (Background, Proviso)>,
     /// Openings whose counters could not be read: it is not tried again, and those disks are compared whole in the end.
     given_up: BTreeSet<Uuid>,
 }
@@ -31,14 +31,16 @@ pub(super) struct Verifications {
 impl Verifications {
     /// Verifies at that pace; begins with it unless it was begun for this very opening of the export. That it cannot be done is no trouble
     /// for a turn: it only makes the outage longer.
-    pub(super) fn go_on(&mut self, job: Job, bytes_s: u64) {
+    pub(super) fn go_on(&mut self, job: Job, proviso: Proviso, bytes_s: u64) {
         let (device, opening) = (job.device.clone(), job.opening);
         if self.given_up.contains(&opening) {
             return;
         }
-        if self.running.get(&device).is_none_or(|running| running.opening() != opening) {
+        if self.running.get(&device).is_none_or(|(running, _)| running.opening() != opening) {
             match Background::start(job) {
-                Ok(started) if started.opening() == opening => drop(self.running.insert(device.clone(), started)),
+                Ok(started) if started.opening() == opening => {
+                    self.running.insert(device.clone(), (started, proviso.clone()));
+                }
                 Ok(_) => return, // opened anew since the relay was asked
                 Err(err) => {
                     tracing::warn!(device, why = chain(&err), "the disk is not verified while its guest runs");
@@ -47,7 +49,10 @@ impl Verifications {
                 }
             }
         }
-        self.running[&device].pace(bytes_s);
+        if let Some((running, last)) = self.running.get_mut(&device) {
+            *last = proviso;
+            running.pace(bytes_s);
+        }
     }
 
     /// What this turn does not order pauses.
@@ -55,26 +60,25 @@ impl Verifications {
         let ordered = |device: &String| {
             effects.iter().any(|effect| matches!(effect, Effect::Verify { disk, .. } if disk.device == *device))
         };
-        self.running.iter().filter(|(device, _)| !ordered(device)).for_each(|(_, running)| running.pace(0));
+        self.running.iter().filter(|(device, _)| !ordered(device)).for_each(|(_, (running, _))| running.pace(0));
     }
 
     /// How far each one is.
     pub(super) fn seen(&self) -> BTreeMap<String, VerificationSeen> {
-        let look = |running: &Background| {
+        let look = |(running, _): &(Background, Proviso)| {
             let (verified_bytes, difference_offset) = running.progress();
             VerificationSeen { opening: running.opening().to_string(), verified_bytes, difference_offset }
         };
         self.running.iter().map(|(device, running)| (device.clone(), look(running))).collect()
     }
 
-    /// For each extent of a disk its hash, if the write counters of the relay `believe` say that it is as it was when it was verified.
-    pub(super) fn known(&self, disk: &DiskCopy, believe: Option<&str>) -> Vec<Option<Hash>> {
-        let running = self.running.get(&disk.device);
-        let known = believe.and_then(|relay| relay.parse().ok()).and_then(|relay| running?.known(relay));
-        if known.is_none() {
-            tracing::warn!(device = disk.device, ?believe, verified = running.is_some(), "every extent is compared");
-        }
-        known.unwrap_or_else(|| vec![None; extent_count(disk.size_bytes)])
+    /// For each extent of a disk its hash, if its write counters say that it is as it was when it was verified, and are to be believed.
+    pub(super) fn known(&self, disk: &DiskCopy, believe: Option<&Proviso>) -> Vec<Option<Hash>> {
+        let verified = self.running.get(&disk.device).filter(|(_, last)| Some(last) == believe);
+        verified.and_then(|(running, _)| running.known()).unwrap_or_else(|| {
+            tracing::warn!(device = disk.device, ?believe, "nothing is believed: every extent is compared");
+            vec![None; extent_count(disk.size_bytes)]
+        })
     }
 
     /// Forgets all.

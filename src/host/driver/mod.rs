@@ -6,6 +6,7 @@
 mod act;
 mod claim;
 mod compare;
+mod guest_command;
 mod observe;
 mod order;
 
@@ -119,6 +120,7 @@ struct Driver {
     claims: claim::Claims,
     verifications: compare::Verifications,
     comparisons: compare::Comparisons,
+    command: guest_command::Running,
     holders: Option<observe::HoldersThen>,
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
@@ -136,6 +138,7 @@ impl Driver {
             claims: claim::Claims::new(&run_directory),
             verifications: compare::Verifications::default(),
             comparisons: compare::Comparisons::default(),
+            command: guest_command::Running::default(),
             holders: None,
             trouble: None,
             reported_at: None,
@@ -151,6 +154,7 @@ impl Driver {
     async fn turn(&mut self, orders: &mut dyn Orders, order: &Order, fresh: bool) -> (Duration, bool) {
         if order.spec.want != Want::Quiesce {
             self.comparisons.clear();
+            self.command.clear();
         }
         if !matches!(order.spec.want, Want::Mirror | Want::Quiesce) {
             self.verifications.clear();

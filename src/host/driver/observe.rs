@@ -39,6 +39,7 @@ pub(super) async fn observe(driver: &mut Driver, order: &Order) -> Seen {
         memory,
         relay,
         processes,
+        command: driver.command.seen(),
         verifications: driver.verifications.seen(),
         comparisons: driver.comparisons.seen(),
         trouble: driver.trouble.take(),

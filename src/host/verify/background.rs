@@ -97,10 +97,10 @@ impl Background {
         (progress.ledger.verified_bytes(&counters), progress.difference_offset)
     }
 
-    /// When the relay `instance` is gone: the hashes of the extents that need not be compared again. `None` if its counters do not tell.
-    pub fn known(&self, instance: Uuid) -> Option<Vec<Option<Hash>>> {
-        let believed = self.shared.job.relay_instance == instance && self.shared.counters.is_sealed();
-        believed.then(|| self.shared.progress().ledger.known(&self.shared.counters.all()))
+    /// When its relay is gone: the hashes of the extents that need not be compared again. `None` if the counters do not tell.
+    pub fn known(&self) -> Option<Vec<Option<Hash>>> {
+        let sealed = self.shared.counters.is_sealed();
+        sealed.then(|| self.shared.progress().ledger.known(&self.shared.counters.all()))
     }
 }
 

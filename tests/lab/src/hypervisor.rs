@@ -20,6 +20,8 @@ pub struct VmShape {
 pub trait Hypervisor: Send + Sync {
     /// Starts the VM; an error if it runs already.
     fn power_on(&self, vm: &VmShape) -> Result<()>;
+    /// Presses its power button: the guest may power itself off, or not.
+    fn shut_down(&self, uuid: &str) -> Result<()>;
     /// Stops it hard; no error if it is off.
     fn power_off(&self, uuid: &str) -> Result<()>;
     /// Whether it runs right now (a guest may have powered itself off).
@@ -36,6 +38,10 @@ impl Hypervisor for NoHypervisor {
     fn power_on(&self, vm: &VmShape) -> Result<()> {
         anyhow::ensure!(self.0.lock().expect("no panic holds it").insert(vm.uuid.clone()), "VM {} is on", vm.name);
         Ok(())
+    }
+
+    fn shut_down(&self, uuid: &str) -> Result<()> {
+        self.power_off(uuid)
     }
 
     fn power_off(&self, uuid: &str) -> Result<()> {

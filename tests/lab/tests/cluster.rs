@@ -58,13 +58,16 @@ async fn only_a_hostname_is_needed(cluster: &drover_lab::cluster::Cluster, clien
     let stored = Api::<VmMigration>::namespaced(client.clone(), "default").get("web").await?;
     assert_eq!(stored.spec.approved, None);
     assert_eq!(stored.spec.cutover, Default::default());
+    let cutover = json!({
+        "shutdown": {"method": "Acpi", "timeoutSeconds": 300, "onTimeout": "GiveUp"},
+        "maxDowntimeSeconds": 900,
+        "verifyTimeoutSeconds": 600,
+        "onVerifyFailure": "Wait",
+        "onSourceStarted": "Alarm",
+    });
     let raw = cluster.kubectl().args(["get", "vmm", "web", "-o", "jsonpath={.spec}"]).output()?;
     let spec: serde_json::Value = serde_json::from_slice(&raw.stdout).context("kubectl get vmm")?;
-    assert_eq!(
-        spec,
-        json!({"hostname": "web01", "cutover": {"shutdownTimeoutSeconds": 300, "maxDowntimeSeconds": 900}}),
-        "the server's defaults"
-    );
+    assert_eq!(spec, json!({"hostname": "web01", "cutover": cutover}), "the server's defaults");
     Ok(())
 }
 
@@ -164,7 +167,7 @@ spec:
       sizeBytes: 1073741824
       target: {server: {address: 192.0.2.1}, export: /c, path: .acropolis/vmdisk/x, sizeBytes: 2147483648}
   limits: {}
-  shutdownTimeoutSeconds: 300
+  shutdown: {}
 ",
         )
         .await?;

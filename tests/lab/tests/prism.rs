@@ -26,6 +26,10 @@ impl Hypervisor for Guests {
         Ok(())
     }
 
+    fn shut_down(&self, uuid: &str) -> anyhow::Result<()> {
+        self.power_off(uuid)
+    }
+
     fn power_off(&self, uuid: &str) -> anyhow::Result<()> {
         self.0.lock().unwrap().remove(uuid);
         Ok(())
@@ -302,11 +306,13 @@ fn power_on_boots_the_disks_in_the_order_of_their_addresses() {
     assert!(message(&lab.power(&vm.uuid, "power-on")).contains("is on"));
     lab.guests.power_off(&vm.uuid).unwrap();
     assert_eq!(lab.get(&format!("{VMS}/{}", vm.uuid)).2["data"]["powerState"], "OFF", "a guest may turn itself off");
-    assert!(message(&lab.power(&vm.uuid, "power-off")).contains("is off"));
+    for order in ["power-off", "shutdown"] {
+        assert!(message(&lab.power(&vm.uuid, order)).contains("is off"));
+    }
     let broken = lab.create("broken");
     assert!(message(&lab.power(&broken.uuid, "power-on")).contains("no such firmware"));
     let (status, _, _) =
-        lab.change(Method::POST, &format!("{VMS}/{}/$actions/shutdown", vm.uuid), &Value::Null, "", "");
+        lab.change(Method::POST, &format!("{VMS}/{}/$actions/guest-shutdown", vm.uuid), &Value::Null, "", "");
     assert_eq!(status, 501, "what is not simulated says so");
 }
 

@@ -1,16 +1,23 @@
 //! AHV's part in the lab: boots a VM of simulated Prism from its disk files.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
 use super::learn::Cable;
 use super::{Console, GuestImage, Load};
 use crate::hypervisor::{Hypervisor, VmShape};
 use crate::process::{Process, free_port};
+
+/// Most time that QEMU's monitor may take for an answer.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Runs VMs with QEMU: virtio-scsi disks, as AHV has them.
 pub struct QemuHypervisor {
@@ -39,6 +46,10 @@ impl QemuHypervisor {
     /// The serial console of a VM.
     pub fn console(&self, uuid: &str) -> Console {
         Console::new(&self.dir.join(format!("{uuid}.console")))
+    }
+
+    fn monitor(&self, uuid: &str) -> PathBuf {
+        self.dir.join(format!("{uuid}.qmp"))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<String, Running>> {
@@ -72,6 +83,7 @@ impl Hypervisor for QemuHypervisor {
             .args(["-append", &load.command_line(vm.disks.len())])
             .arg("-serial")
             .arg(format!("file:{}", self.dir.join(format!("{}.console", vm.uuid)).display()));
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.monitor(&vm.uuid).display()));
         for (index, disk) in vm.disks.iter().enumerate() {
             command
                 .args(["-drive", &format!("file={},if=none,id=d{index},format=raw,cache=none", disk.display())])
@@ -88,6 +100,21 @@ impl Hypervisor for QemuHypervisor {
         let process =
             Process::spawn(&format!("QEMU of {}", vm.name), command, &self.dir.join(format!("{}.log", vm.uuid)))?;
         self.running().insert(vm.uuid.clone(), Running { process, cables });
+        Ok(())
+    }
+
+    fn shut_down(&self, uuid: &str) -> Result<()> {
+        let mut monitor = UnixStream::connect(self.monitor(uuid)).context("connect to QEMU's monitor")?;
+        monitor.set_read_timeout(Some(MONITOR_DEADLINE))?;
+        let mut answers = BufReader::new(monitor.try_clone()?);
+        let mut line = String::new();
+        answers.read_line(&mut line).context("read QEMU's greeting")?;
+        for command in ["qmp_capabilities", "system_powerdown"] {
+            writeln!(monitor, "{}", json!({"execute": command}))?;
+            line.clear();
+            answers.read_line(&mut line).with_context(|| format!("read the answer to {command}"))?;
+            ensure!(!line.contains("\"error\""), "{command}: {line}");
+        }
         Ok(())
     }
 

@@ -152,7 +152,7 @@ async fn delete_vm(
     Ok(v4::accepted("vmm.v4.ahv.config.DeleteVmApiResponse", &task))
 }
 
-/// Power-on and power-off. The rest would need a guest agent or ACPI, which the hypervisor's contract does not have.
+/// Power-on, power-off and ACPI shutdown. The rest would need a guest agent, which the hypervisor's contract does not have.
 async fn act(
     State(store): Shared,
     Extension(intent): Extension<Intent>,
@@ -161,6 +161,7 @@ async fn act(
     let (answer, work) = match action.as_str() {
         "power-on" => ("vmm.v4.ahv.config.PowerOnVmApiResponse", Work::PowerOn { vm: id }),
         "power-off" => ("vmm.v4.ahv.config.PowerOffVmApiResponse", Work::PowerOff { vm: id }),
+        "shutdown" => ("vmm.v4.ahv.config.ShutdownVmApiResponse", Work::ShutDown { vm: id }),
         other => return Err(Refusal::NotSimulated(format!("$actions/{other}"))),
     };
     Ok(v4::accepted(answer, &store.accept(&intent, true, work)?))

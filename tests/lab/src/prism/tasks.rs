@@ -31,14 +31,40 @@ impl Progress {
 
 /// What a task will do.
 pub enum Work {
-    Create { vm: String, request: Box<VmRequest> },
-    Update { vm: String, request: Box<VmRequest> },
-    Delete { vm: String },
-    PowerOn { vm: String },
-    PowerOff { vm: String },
-    AddDisk { vm: String, disk: DiskRequest },
-    ResizeDisk { vm: String, device_uuid: String, size_bytes: u64 },
-    DeleteDisk { vm: String, device_uuid: String },
+    Create {
+        vm: String,
+        request: Box<VmRequest>,
+    },
+    Update {
+        vm: String,
+        request: Box<VmRequest>,
+    },
+    Delete {
+        vm: String,
+    },
+    PowerOn {
+        vm: String,
+    },
+    PowerOff {
+        vm: String,
+    },
+    /// ACPI: done when the button was pressed, whatever the guest does.
+    ShutDown {
+        vm: String,
+    },
+    AddDisk {
+        vm: String,
+        disk: DiskRequest,
+    },
+    ResizeDisk {
+        vm: String,
+        device_uuid: String,
+        size_bytes: u64,
+    },
+    DeleteDisk {
+        vm: String,
+        device_uuid: String,
+    },
 }
 
 impl Work {
@@ -46,7 +72,7 @@ impl Work {
     pub fn vm(&self) -> &str {
         match self {
             Self::Create { vm, .. } | Self::Update { vm, .. } | Self::Delete { vm } | Self::PowerOn { vm } => vm,
-            Self::PowerOff { vm } | Self::AddDisk { vm, .. } => vm,
+            Self::PowerOff { vm } | Self::ShutDown { vm } | Self::AddDisk { vm, .. } => vm,
             Self::ResizeDisk { vm, .. } | Self::DeleteDisk { vm, .. } => vm,
         }
     }
@@ -59,6 +85,7 @@ impl Work {
             Self::Delete { .. } => "DeleteVm",
             Self::PowerOn { .. } => "PowerOnVm",
             Self::PowerOff { .. } => "PowerOffVm",
+            Self::ShutDown { .. } => "ShutdownVm",
             Self::AddDisk { .. } => "CreateDisk",
             Self::ResizeDisk { .. } => "UpdateDisk",
             Self::DeleteDisk { .. } => "DeleteDisk",

@@ -89,6 +89,7 @@ fn perform(store: &Store, work: Work) -> Result<(), String> {
         Work::Delete { vm } => delete(store, &vm),
         Work::PowerOn { vm } => power_on(store, &vm),
         Work::PowerOff { vm } => power_off(store, &vm),
+        Work::ShutDown { vm } => shut_down(store, &vm),
         Work::AddDisk { vm, disk } => add_disk(store, &vm, &disk),
         Work::ResizeDisk { vm, device_uuid, size_bytes } => resize_disk(store, &vm, &device_uuid, size_bytes),
         Work::DeleteDisk { vm, device_uuid } => delete_disk(store, &vm, &device_uuid),
@@ -226,6 +227,13 @@ fn power_on(store: &Store, uuid: &str) -> Result<(), String> {
 fn power_off(store: &Store, uuid: &str) -> Result<(), String> {
     require_power(&mut store.state(), uuid, true)?;
     store.hypervisor.power_off(uuid).map_err(|error| format!("power off {uuid}: {error:#}"))?;
+    drop(store.state());
+    Ok(())
+}
+
+fn shut_down(store: &Store, uuid: &str) -> Result<(), String> {
+    require_power(&mut store.state(), uuid, true)?;
+    store.hypervisor.shut_down(uuid).map_err(|error| format!("shut down {uuid}: {error:#}"))?;
     drop(store.state());
     Ok(())
 }

@@ -1,0 +1,27 @@
+//! Orders to Prism about the target: recorded in one turn, sent in later ones, with exactly the ETag and the request id that were recorded.
+
+use super::decide::Input;
+use super::seen::TargetVm;
+use crate::api::common::MicroTime;
+use crate::api::vm_migration::TargetOrder;
+
+/// How long an order is repeated as it is. After that its task has failed, or the guest has missed it.
+const REPEAT_SECONDS: i64 = 60;
+
+/// The order to send, if it was recorded in an earlier turn and is still good; otherwise it is recorded now.
+pub fn recorded(input: &Input<'_>, slot: &mut Option<TargetOrder>, what: &str, vm: &TargetVm) -> Option<TargetOrder> {
+    let good =
+        |order: &&TargetOrder| order.etag == vm.etag && input.now.duration_since(order.at.0).as_secs() < REPEAT_SECONDS;
+    if let Some(order) = slot.as_ref().filter(good) {
+        return Some(order.clone());
+    }
+    *slot = Some(new(input, what, vm));
+    None
+}
+
+/// A new order: its request id belongs to this migration, this purpose, this state of the VM and this moment.
+pub fn new(input: &Input<'_>, what: &str, vm: &TargetVm) -> TargetOrder {
+    let seed = format!("{}/{what}/{}/{}", input.uid, vm.etag, input.now);
+    let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
+    TargetOrder { request_id, etag: vm.etag.clone(), at: MicroTime(input.now) }
+}
