@@ -137,6 +137,7 @@ fn a_mirror_that_somebody_ends_while_the_driver_looks_away_is_not_believed() {
     migration.driver.signal(Signal::SIGCONT).unwrap();
     let message = migration.problem("NotEqual");
     assert!(message.contains("release the source"), "{message}");
+    assert!(migration.driver.tail().contains("every extent is compared"), "{}", migration.driver.tail());
     let proofs = migration.status().quiesce.unwrap();
     assert_eq!((proofs.how, proofs.equal_at), (Some(HowOff::Clean), None));
 }

@@ -3,7 +3,9 @@
 use std::process::Command;
 
 use anyhow::Result;
+use drover::host::relay::TargetSpec;
 use drover::host::relay::writes::{EXTENT_BYTES, WriteCountersView};
+use drover::host::verify::background::{Background, Job};
 use drover_lab::process::Process;
 use nix::sys::signal::Signal;
 
@@ -138,5 +140,106 @@ async fn a_copy_that_starts_again_writes_only_what_differs() -> Result<()> {
     assert_eq!(client.write(0, &content[..MIB as usize])?, 0);
     relay.wait_drained().await?;
     assert_eq!(relay.export().await?.skipped_bytes, skipped);
+    Ok(())
+}
+
+/// A disk that is verified while its "guest" writes to source and relay, as QEMU does.
+struct Verified {
+    relay: Relay,
+    source: std::path::PathBuf,
+    target: TargetSpec,
+    background: Background,
+    client: Client,
+}
+
+impl Verified {
+    async fn start(ganesha: &Ganesha) -> Result<Self> {
+        let relay = Relay::start(64, 30_000).await?;
+        let source = relay.directory().join("source.img");
+        std::fs::write(&source, noise(1, SIZE as usize))?;
+        let target = ganesha.disk("disk", SIZE)?;
+        std::fs::copy(&source, ganesha.path("disk"))?;
+        relay.client.open("vda", SIZE, &target, false).await?;
+        let client = Client::connect(&relay.socket(), "vda")?;
+        let background = Background::start(job(&relay, &source, &target).await?)?;
+        background.pace(1 << 30);
+        Ok(Self { relay, source, target, background, client })
+    }
+
+    async fn wait_verified(&self, extents: u64) -> Result<()> {
+        self.relay.wait_for("verified", |_| self.background.progress().0 == extents * EXTENT_BYTES).await.map(drop)
+    }
+}
+
+async fn job(relay: &Relay, source: &std::path::Path, target: &TargetSpec) -> Result<Job> {
+    Ok(Job {
+        device: "vda".into(),
+        size_bytes: SIZE,
+        source_path: source.into(),
+        target: target.clone(),
+        relay: relay.client.clone(),
+        relay_directory: relay.directory().into(),
+        relay_instance: relay.client.status().await?.instance.parse()?,
+        opening: relay.export().await?.opening,
+        ledger_file: relay.directory().join("vda.verified"),
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_verified_is_known_only_until_it_is_touched_and_only_under_a_seal() -> Result<()> {
+    let ganesha = Ganesha::start()?;
+    let mut disk = Verified::start(&ganesha).await?;
+    disk.wait_verified(4).await?;
+    assert_eq!(disk.background.known(), None, "the relay still counts");
+    // Its file is there after 10 s; a second one goes on from it without having read anything.
+    disk.relay.wait_for("a file", |_| disk.relay.directory().join("vda.verified").exists()).await?;
+    let second = Background::start(job(&disk.relay, &disk.source, &disk.target).await?)?;
+    assert_eq!(second.progress(), (4 * EXTENT_BYTES, None));
+    disk.background.pace(0);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // The same bytes again: nothing differs, and yet nobody knows.
+    assert_eq!(
+        disk.client.write(EXTENT_BYTES + 5, &std::fs::read(&disk.source)?[EXTENT_BYTES as usize + 5..][..9])?,
+        0
+    );
+    disk.relay.wait_drained().await?;
+    assert_eq!(disk.background.progress().0, 3 * EXTENT_BYTES);
+    disk.client.say_goodbye()?;
+    disk.relay.wait_for("end of the client", |status| !status.exports[0].connected).await?;
+    disk.relay.client.close("vda", false).await?;
+    let source = std::fs::read(&disk.source)?;
+    let hash = |extent: usize| {
+        Some(*blake3::hash(&source[extent * EXTENT_BYTES as usize..][..EXTENT_BYTES as usize]).as_bytes())
+    };
+    for known in [disk.background.known(), second.known()] {
+        assert_eq!(known, Some(vec![hash(0), None, hash(2), hash(3)]));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_on_its_way_is_no_difference_and_one_that_never_comes_is() -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let ganesha = Ganesha::start()?;
+    let mut disk = Verified::start(&ganesha).await?;
+    disk.wait_verified(4).await?;
+    // On the source, and in the relay's memory for a long time.
+    let source = std::fs::File::options().write(true).open(&disk.source)?;
+    source.write_all_at(b"written", 2 * EXTENT_BYTES)?;
+    ganesha.signal(Signal::SIGSTOP)?;
+    assert_eq!(disk.client.write(2 * EXTENT_BYTES, b"written")?, 0);
+    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    assert_eq!(disk.background.progress(), (3 * EXTENT_BYTES, None));
+    ganesha.signal(Signal::SIGCONT)?;
+    disk.wait_verified(4).await?;
+    // Never told to the relay; found because something else moved the counter.
+    source.write_all_at(b"lost", EXTENT_BYTES + 7)?;
+    assert_eq!(
+        disk.client.write(2 * EXTENT_BYTES - 1, &std::fs::read(&disk.source)?[2 * EXTENT_BYTES as usize - 1..][..1])?,
+        0
+    );
+    let found = |_: &_| disk.background.progress().1.is_some();
+    disk.relay.wait_for("a difference", found).await?;
+    assert_eq!(disk.background.progress(), (3 * EXTENT_BYTES, Some(EXTENT_BYTES + 7)));
     Ok(())
 }
