@@ -2,11 +2,12 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use drover::host::relay::TargetSpec;
 use drover::host::relay::writes::{EXTENT_BYTES, WriteCountersView};
 use drover::host::verify::background::{Background, Job};
 use drover_lab::process::Process;
+use drover_lab::throttle::Throttle;
 use nix::sys::signal::Signal;
 
 use crate::ganesha::Ganesha;
@@ -14,6 +15,7 @@ use crate::nbd::{Client, ENOSPC, WRITE};
 use crate::relay::{MIB, Relay, noise, run, start_in};
 
 const SIZE: u64 = 4 * EXTENT_BYTES;
+const FAST: u64 = 1 << 40;
 
 async fn counters(relay: &Relay) -> Result<WriteCountersView> {
     let instance = relay.client.status().await?.instance.parse()?;
@@ -150,6 +152,8 @@ struct Verified {
     target: TargetSpec,
     background: Background,
     client: Client,
+    /// What the relay writes through; what verifies has a way of its own.
+    line: Throttle,
 }
 
 impl Verified {
@@ -159,11 +163,14 @@ impl Verified {
         std::fs::write(&source, noise(1, SIZE as usize))?;
         let target = ganesha.disk("disk", SIZE)?;
         std::fs::copy(&source, ganesha.path("disk"))?;
-        relay.client.open("vda", SIZE, &target, false).await?;
+        let mut written = ganesha.file("disk", SIZE);
+        let line = Throttle::start(written.server.port.context("it has a port")?, FAST)?;
+        written.server.port = Some(line.port());
+        relay.client.open("vda", SIZE, &TargetSpec::Nfs(written), false).await?;
         let client = Client::connect(&relay.socket(), "vda")?;
         let background = Background::start(job(&relay, &source, &target).await?)?;
         background.pace(1 << 30);
-        Ok(Self { relay, source, target, background, client })
+        Ok(Self { relay, source, target, background, client, line })
     }
 
     async fn wait_verified(&self, extents: u64) -> Result<()> {
@@ -226,12 +233,17 @@ async fn a_write_on_its_way_is_no_difference_and_one_that_never_comes_is() -> Re
     // On the source, and in the relay's memory for a long time.
     let source = std::fs::File::options().write(true).open(&disk.source)?;
     source.write_all_at(b"written", 2 * EXTENT_BYTES)?;
-    ganesha.signal(Signal::SIGSTOP)?;
+    disk.line.set_rate(1);
     assert_eq!(disk.client.write(2 * EXTENT_BYTES, b"written")?, 0);
-    tokio::time::sleep(std::time::Duration::from_secs(15)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(20)).await;
     assert_eq!(disk.background.progress(), (3 * EXTENT_BYTES, None));
-    ganesha.signal(Signal::SIGCONT)?;
+    assert!(disk.relay.export().await?.backlog_bytes > 0);
+    // Bytes that the line has taken wait for their turn at the old rate: another connection takes it from here.
+    disk.relay.client.close("vda", true).await?;
+    drop(disk);
+    let mut disk = Verified::start(&ganesha).await?;
     disk.wait_verified(4).await?;
+    let source = std::fs::File::options().write(true).open(&disk.source)?;
     // Never told to the relay; found because something else moved the counter.
     source.write_all_at(b"lost", EXTENT_BYTES + 7)?;
     assert_eq!(
