@@ -19,8 +19,10 @@
 //!
 //! - *Every write of the source passes the relay, from the reading on.* True of one unbroken mirror with synchronous writes, and nothing
 //!   else: counters belong to one opening of an export, which belongs to one attempt; a broken one is closed without a seal. A QEMU that is
-//!   killed between its two writes says no goodbye: no seal. A source that was not shut down cleanly, or that another QEMU was seen to
-//!   hold, is compared whole, and so is one whose driver died after power-off, for nobody watched it meanwhile (`flow/copy/quiesce`).
+//!   killed between its two writes says no goodbye: no seal. A source that was not shut down cleanly, that another QEMU was seen to hold,
+//!   or of which libvirt told a start or the end of a block job before the power-off, is compared whole; so is one whose driver did not see
+//!   it in step, for nobody watched it meanwhile (`flow/copy/quiesce`).
+//! - *Nobody writes to the source once it is off.* The proof of "off" says that no process holds it.
 //! - *Nobody else writes to the target.* An earlier relay of this migration must be gone, with its sockets, before verifying begins.
 //! - *The storage keeps what it has.* A byte that changes there by itself after its extent was verified is found only if the extent is
 //!   read again: [`background`] begins anew with the oldest when all are verified, but what it has not reached by power-off is believed.
