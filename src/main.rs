@@ -1,4 +1,4 @@
-//! Command line: `operator | host | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
+//! Command line: `operator | host | evidence | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
 
 use clap::{Parser, Subcommand};
 
@@ -18,6 +18,8 @@ enum Command {
     #[cfg(feature = "host")]
     #[command(subcommand)]
     Host(drover::host::HostCommand),
+    /// Print the evidence of a migration as JSON: approval, proofs, orders, times.
+    Evidence(drover::controller::EvidenceArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
 }
@@ -39,6 +41,7 @@ fn main() -> std::process::ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Operator(args) => tokio::runtime::Runtime::new()?.block_on(drover::controller::run(args)),
+        Command::Evidence(args) => tokio::runtime::Runtime::new()?.block_on(drover::controller::print_evidence(args)),
         #[cfg(feature = "host")]
         Command::Host(command) => drover::host::run(command),
         Command::Crds => {

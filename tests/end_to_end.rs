@@ -79,6 +79,15 @@ fn never_stalled(source: &Domain, options: &LabOptions) {
     assert!(gap <= bound, "the guest waited {gap} ms for a write, the bound is {bound} ms");
 }
 
+/// What `drover evidence` prints.
+fn evidence(lab: &Lab, name: &str) -> serde_json::Value {
+    let mut drover = std::process::Command::new(env!("CARGO_BIN_EXE_drover"));
+    let output =
+        drover.args(["evidence", "-n", TEAM, name]).env("KUBECONFIG", lab.cluster.kubeconfig()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// How often the copy had to start again.
 async fn restarts(lab: &Lab, name: &str) -> u32 {
     lab.copy_of(name).await.unwrap().status.unwrap_or_default().restarts
@@ -267,6 +276,15 @@ async fn a_rollback_after_the_cutover_brings_the_source_back_as_it_was_and_the_n
     assert_eq!(source.state().unwrap(), "running");
     assert!(source.autostart().unwrap());
     assert_eq!(definition(), before, "the domain is as it was");
+    let evidence = evidence(&lab, "web01");
+    assert_eq!(evidence["approval"]["digest"], evidence["plan"]["digest"]);
+    let past = &evidence["earlierCutovers"][0];
+    for proof in
+        ["markedAt", "shutdownRequestedAt", "offByLibvirtAt", "offByHostAt", "drainedAt", "writersGoneAt", "equalAt"]
+    {
+        assert!(past["proofs"][proof].is_string(), "{proof}: {past:#}");
+    }
+    assert!(past["powerOn"]["requestId"].is_string() && past["undo"]["provenOffAt"].is_string(), "{past:#}");
     // It goes on from its own last record, with all of them.
     source.wait_for_ack(had + 20, PATIENCE).unwrap();
     lab.patch("web01", json!({"rollback": null, "attempt": 1})).await.unwrap();

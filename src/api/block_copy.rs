@@ -95,6 +95,8 @@ pub enum Want {
     KeepOff,
     /// End the mirror, give up the claim, restore autostart, and start the source if it was shut down by `Quiesce`.
     Release,
+    /// The target had taken over and was shut down for good: like `Release`, for a source that bears the mark of a finished cutover.
+    Undo,
     /// Like `KeepOff`, and the claim is given up: the mark forbids all that a claim would.
     Retire,
 }

@@ -4,6 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::block_copy::QuiesceStatus;
 use super::common::{Condition, MicroTime, NameRef, Problem, Time};
 use super::machine::Machine;
 use super::shutdown::ShutdownPolicy;
@@ -197,6 +198,10 @@ pub struct VmMigrationStatus {
     /// The cutover's times, proofs and orders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cutover: Option<CutoverStatus>,
+    /// Cutovers that were given up or undone, oldest first; the last few are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub earlier_cutovers: Vec<CutoverStatus>,
     /// `spec.attempt` when the current run began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000))]
@@ -388,6 +393,9 @@ pub struct CutoverStatus {
     /// Source and target were proven equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven_equal_at: Option<MicroTime>,
+    /// The host side's proofs as they were last reported: what the order to power on rests on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proofs: Option<QuiesceStatus>,
     /// The point of no return: the order that powers the target on, recorded before it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub power_on: Option<TargetOrder>,

@@ -2,6 +2,7 @@
 
 mod act;
 mod context;
+mod evidence;
 mod observe;
 mod reconcile;
 mod setup;
@@ -19,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use context::Context;
 pub use context::Error;
+pub use evidence::{EvidenceArgs, print as print_evidence};
 
 use crate::api::{BlockCopy, VmMigration};
 use crate::render::job::JobSettings;

@@ -1,6 +1,7 @@
 //! LOOP: the host-side job. Two processes: the relay, which holds the writes, and the driver, which talks to libvirt.
 
 pub mod driver;
+pub mod hook;
 pub mod relay;
 pub mod verify;
 
@@ -11,6 +12,8 @@ pub enum HostCommand {
     Relay(relay::RelayArgs),
     /// The process that follows the orders for one migration.
     Driver(driver::DriverArgs),
+    /// Install a libvirt hook that refuses to start a domain which was moved away.
+    InstallHook(hook::HookArgs),
 }
 
 /// Runs the part until it is done or told to stop.
@@ -19,5 +22,9 @@ pub fn run(command: HostCommand) -> anyhow::Result<()> {
         // The relay starts its own processes and threads: it must come first in its process.
         HostCommand::Relay(args) => relay::run(args),
         HostCommand::Driver(args) => Ok(tokio::runtime::Runtime::new()?.block_on(driver::run(args))?),
+        HostCommand::InstallHook(args) => {
+            println!("{}", hook::install(&args)?);
+            Ok(())
+        }
     }
 }

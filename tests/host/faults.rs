@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use drover::api::block_copy::{DiskCopyStatus, HowOff, MirrorState, Want};
 use drover::api::common::Tri;
+use drover::api::shutdown::OnShutdownTimeout;
 use drover_lab::libvirt::{Domain, GuestSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -292,4 +293,55 @@ fn killed_instead(host: &Host, guest: &Domain, mut migration: Migration) {
     migration.finish();
     assert_eq!((guest.state().unwrap().as_str(), guest.autostart().unwrap()), ("running", true));
     assert_eq!((host.mark(guest), migration.claim(host, guest)), (None, None));
+}
+
+#[test]
+fn a_guest_that_does_not_obey_is_powered_off_if_its_policy_says_so_and_loses_nothing_it_was_promised() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { deaf: true, ..one_disk() });
+    let mut migration = Migration::of(&host, &guest);
+    migration.order.shutdown.timeout_seconds = 5;
+    migration.order.shutdown.on_timeout = OnShutdownTimeout::ForceOff;
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    let status = migration.reach(Want::Quiesce);
+    assert_eq!(status.quiesce.as_ref().unwrap().how, Some(HowOff::Forced));
+    migration.assert_equal(&host, &guest, &status);
+}
+
+#[test]
+fn a_guest_that_reboots_instead_of_powering_off_is_noticed_and_stays_in_step() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { reboots: true, ..one_disk() });
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.want(Want::Quiesce);
+    let message = migration.problem("GuestRebooted");
+    assert!(message.contains("rebooted instead of powering off"), "{message}");
+    writes_on(&guest);
+    migration.want(Want::Mirror);
+    let status = migration.wait_in_sync();
+    assert_eq!(status.restarts, 0, "a reboot does not break the mirror");
+    assert!(guest.autostart().unwrap());
+}
+
+#[test]
+fn a_source_that_is_started_after_its_target_took_over_is_told_and_powered_off_if_the_policy_says_so() {
+    let host = Host::start();
+    let guest = host.guest(&one_disk());
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.quiesce(&host, &guest);
+    migration.want(Want::KeepOff);
+    migration.wait("kept off", |status| status.reached == Some(Want::KeepOff));
+    host.libvirt.virsh(&["start", "web01"]).unwrap();
+    let message = migration.problem("SourceRunning");
+    assert!(message.contains("by hand at once"), "{message}");
+    assert_eq!(guest.state().unwrap(), "running");
+    migration.order.power_off_source = true;
+    migration.want(Want::KeepOff);
+    guest.wait_state("shut off", LIMIT).unwrap();
+    migration.wait("kept off", |status| status.reached == Some(Want::KeepOff));
 }

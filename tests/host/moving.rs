@@ -1,9 +1,12 @@
 //! The way as it is meant: inspected, mirrored, shut down, proven equal; then retired or given back.
 
+use std::process::Command;
+
 use drover::api::block_copy::Want;
+use drover::api::shutdown::{GuestCommand, OnCommandFailure, ShutdownMethod};
 use drover_lab::libvirt::GuestSpec;
 
-use crate::host::{DISK, Host, LIMIT};
+use crate::host::{DISK, Host, LIMIT, run};
 use crate::migration::{Migration, assert_not_held_up};
 
 #[test]
@@ -92,4 +95,70 @@ fn a_mirror_that_is_released_leaves_the_guest_running() {
     assert!(guest.autostart().unwrap());
     guest.wait_for_ack(guest.console().last_ack().unwrap() + 20, LIMIT).unwrap();
     assert_not_held_up(&guest, 10);
+}
+
+#[test]
+fn the_agent_in_the_guest_runs_a_command_and_then_shuts_it_down() {
+    let host = Host::start();
+    let guest = host.guest(&GuestSpec { disks: vec![DISK], agent: true, deaf: true, ..GuestSpec::default() });
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    let says = |words: &str| vec!["/bin/sh".into(), "-c".into(), words.to_owned()];
+    let command =
+        |words: &str| GuestCommand { command: says(words), timeout_seconds: 5, on_failure: OnCommandFailure::GiveUp };
+    migration.order.shutdown.method = ShutdownMethod::Agent;
+
+    for (words, part) in [
+        ("echo database is busy; exit 3", "ended with 3, so it was not shut down: database is busy"),
+        ("sleep 60", "did not end by itself"),
+    ] {
+        migration.order.shutdown.before = Some(command(words));
+        migration.want(Want::Quiesce);
+        let message = migration.problem("GuestCommandFailed");
+        assert!(message.contains(part), "{message}");
+        assert_eq!(guest.state().unwrap(), "running");
+        migration.want(Want::Mirror);
+        migration.wait_in_sync();
+    }
+    migration.order.shutdown.before = Some(command("echo COMMAND ran > /dev/console; echo all is well"));
+    let status = migration.quiesce(&host, &guest);
+    let outcome = status.quiesce.unwrap().command.unwrap();
+    assert_eq!((outcome.exit_code, outcome.output.as_str()), (Some(0), "all is well"));
+    let console = guest.console().text();
+    let place = |words: &str| console.find(words).unwrap_or_else(|| panic!("{words} is not on the console: {console}"));
+    assert!(place("COMMAND ran") < place("SHUTDOWN asked"));
+}
+
+#[test]
+fn with_the_hook_nobody_but_drover_starts_a_source_that_was_shut_down() {
+    let mut host = Host::start();
+    let hooks = host.dir().join("v/etc/hooks").display().to_string();
+    let hook = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));
+        run(command.args(["host", "install-hook", "--directory", &hooks]).args(more));
+    };
+    hook(&[]);
+    host.libvirt.restart_daemon().unwrap();
+    let guest = host.guest(&GuestSpec { disks: vec![DISK], ..GuestSpec::default() });
+    let mut migration = Migration::of(&host, &guest);
+    let refused = |host: &Host, why: &str| {
+        let error = host.libvirt.virsh(&["start", "web01"]).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(guest.state().unwrap(), "shut off");
+    };
+    guest.destroy().unwrap();
+    guest.start_and_write(10).unwrap();
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.quiesce(&host, &guest);
+    refused(&host, "is being moved away");
+    migration.want(Want::KeepOff);
+    migration.wait("kept off", |status| status.reached == Some(Want::KeepOff));
+    refused(&host, "was moved away");
+    migration.want(Want::Undo);
+    migration.finish();
+    assert_eq!(guest.state().unwrap(), "running");
+    hook(&["--remove"]);
+    hook(&["--remove"]);
 }

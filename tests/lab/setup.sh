@@ -7,7 +7,7 @@ packages=(
   build-essential cmake pkg-config libssl-dev libvirt-dev git ca-certificates
   # the source side: libvirt, QEMU, and what the test guest is made of
   libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
-  linux-image-cloud-amd64 busybox-static cpio acpid e2fsprogs
+  linux-image-cloud-amd64 busybox-static cpio acpid qemu-guest-agent e2fsprogs
   # the storage, and NBD clients that nobody here wrote
   nfs-ganesha nfs-ganesha-vfs libnbd-bin nbdkit
   # the official Nutanix SDKs run in it

@@ -6,6 +6,7 @@
 //!   Quiesce   in sync -> mark -> shut down -> off, twice -> drained -> writers gone -> equal                   ([`quiesce`])
 //!   KeepOff   the target runs: write nothing, start nothing, marked as migrated                                ([`release`])
 //!   Release   cut the mirror -> autostart back -> start what was shut down -> unmark, unclaim                  ([`release`])
+//!   Undo      the same for a source that bears the mark of a finished cutover: its target was shut down for good
 //!   Retire    close -> marked as migrated -> unclaim                                                           ([`release`])
 //! ```
 //!
@@ -76,7 +77,7 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
         }
         // A domain that never was or is no more leaves nothing to release, or to keep off, but the claim.
         Found::None { .. } | Found::Several { .. } if ending => match &turn.seen.memory {
-            _ if turn.order.want == Want::Release && turn.shutdown_requested() => turn.problem(
+            _ if matches!(turn.order.want, Want::Release | Want::Undo) && turn.shutdown_requested() => turn.problem(
                 "SourceGone",
                 format!(
                     "The source was shut down for its cutover, and {} has no single domain {hostname} any more to start again. Define it again (virsh define), or take the finalizer off the VmMigration if the machine is given up.",
@@ -166,12 +167,12 @@ fn claim(turn: &mut Turn<'_>, domain: &DomainSeen) -> MemoryChange {
     }
     let migrated = mark.is_some_and(|mark| mark.state == MarkState::Migrated);
     match memory {
-        None if migrated && !(turn.order.want == Want::Release && own_mark.is_some()) => {
+        None if migrated && !(turn.order.want == Want::Undo && own_mark.is_some()) => {
             without_claim_on_migrated(turn, own_mark.is_some());
             MemoryChange::Keep
         }
-        None if turn.order.want == Want::Release && own_mark.is_none() => {
-            turn.status.reached = Some(Want::Release);
+        None if matches!(turn.order.want, Want::Release | Want::Undo) && own_mark.is_none() => {
+            turn.status.reached = Some(turn.order.want);
             MemoryChange::Keep
         }
         None => take_claim(turn, domain, own_mark),
@@ -206,7 +207,7 @@ fn without_claim_on_migrated(turn: &mut Turn<'_>, ours: bool) {
     match turn.order.want {
         Want::Inspect | Want::Release => turn.status.reached = Some(turn.order.want),
         Want::KeepOff | Want::Retire if ours => turn.status.reached = Some(turn.order.want),
-        Want::KeepOff | Want::Retire | Want::Mirror | Want::Quiesce => already_migrated(turn),
+        Want::KeepOff | Want::Retire | Want::Mirror | Want::Quiesce | Want::Undo => already_migrated(turn),
     }
 }
 
@@ -219,8 +220,7 @@ fn already_migrated(turn: &mut Turn<'_>) {
 
 fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated: bool) {
     remember_holders(turn, memory);
-    // A machine that is ours is given back even then: whoever orders it has shut its target down for good.
-    if migrated && turn.order.want < Want::KeepOff {
+    if migrated && !matches!(turn.order.want, Want::KeepOff | Want::Undo | Want::Retire) {
         return already_migrated(turn);
     }
     let too_old = domain.libvirt_version < MIN_LIBVIRT || domain.qemu_version < MIN_QEMU;
@@ -246,7 +246,7 @@ fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated:
             mirror::mirror(turn, domain, memory);
         }
         Want::Quiesce => quiesce::quiesce(turn, domain, memory),
-        Want::Release => release::release(turn, domain, memory),
+        Want::Release | Want::Undo => release::release(turn, domain, memory),
         Want::KeepOff => release::keep_off(turn, domain, memory),
         Want::Retire => release::retire(turn, domain, memory),
     }

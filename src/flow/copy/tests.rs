@@ -1095,8 +1095,11 @@ fn a_machine_whose_cutover_is_undone_is_given_back_even_after_the_host_lost_its_
             (host.memory, host.status) = (None, BlockCopyStatus::default());
         }
         host.want(Want::Release);
+        host.turns(3);
+        assert!(matches!(host.domain.power, Power::Off { .. }), "a release is not enough");
+        host.want(Want::Undo);
         host.turns(8);
-        assert_eq!(host.status.reached, Some(Want::Release), "{:?}", host.status.problem);
+        assert_eq!(host.status.reached, Some(Want::Undo), "{:?}", host.status.problem);
         assert_eq!(host.domain.power, Power::Running);
         assert!(host.domain.autostart && host.domain.mark.is_none() && host.memory.is_none());
     }

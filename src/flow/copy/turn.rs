@@ -45,7 +45,7 @@ impl<'a> Turn<'a> {
     pub fn finished(&self) -> bool {
         self.before.epoch == Some(self.order.epoch)
             && self.before.reached == Some(self.order.want)
-            && matches!(self.order.want, Want::Release | Want::Retire)
+            && matches!(self.order.want, Want::Release | Want::Undo | Want::Retire)
     }
 
     /// Names what stands in the way; the first one named in a turn stays. One that stood there before keeps its time.

@@ -132,6 +132,10 @@ fn begin_attempt(input: &Input<'_>, draft: &mut Draft) {
     match &status.cutover {
         None => status.attempt = Some(wanted),
         Some(cutover) if raised && cutover.abandoned.is_some() && released(input) => {
+            // One that was undone was kept when its end was recorded.
+            if cutover.ordered_at.is_some() {
+                step::keep_cutover(status, cutover.clone());
+            }
             status.cutover = None;
             status.steps.retain(|step| !matches!(step.name.as_str(), "Mirror" | "Approve" | "Quiesce" | "Prove"));
             status.attempt = Some(wanted);

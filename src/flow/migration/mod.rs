@@ -13,6 +13,7 @@
 mod conditions;
 mod decide;
 mod effect;
+mod evidence;
 mod gate;
 mod permit;
 mod seen;
@@ -23,6 +24,7 @@ mod want;
 
 pub use decide::{Decision, Input, decide};
 pub use effect::Effect;
+pub use evidence::evidence;
 pub use permit::PowerOnPermit;
 pub use seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 pub use step::Step;

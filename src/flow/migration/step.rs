@@ -743,6 +743,7 @@ pub fn take_over_report(input: &Input<'_>, draft: &mut Draft) {
         cutover.shutdown_requested_at = cutover.shutdown_requested_at.clone().or(quiesce.shutdown_requested_at.clone());
         cutover.source_off_at = cutover.source_off_at.clone().or(quiesce.off_by_libvirt_at.clone());
         cutover.proven_equal_at = cutover.proven_equal_at.clone().or(quiesce.equal_at.clone());
+        cutover.proofs = Some(quiesce.clone());
     }
 }
 
@@ -775,6 +776,14 @@ fn copied(report: &BlockCopyStatus) -> Option<String> {
 /// Text as long as the status may hold.
 pub fn clip(text: &str) -> String {
     text.chars().take(4096).collect()
+}
+
+/// Keeps a cutover that is over.
+pub fn keep_cutover(status: &mut VmMigrationStatus, cutover: CutoverStatus) {
+    const KEPT: usize = 8;
+    let earlier = &mut status.earlier_cutovers;
+    earlier.push(cutover);
+    earlier.drain(..earlier.len().saturating_sub(KEPT));
 }
 
 /// Whether a step was done when the status was last recorded.

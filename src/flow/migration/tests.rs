@@ -216,7 +216,7 @@ impl World {
         });
         match want {
             Want::Quiesce => self.source_runs = false,
-            Want::Release => self.source_runs = true,
+            Want::Release | Want::Undo => self.source_runs = true,
             Want::Inspect | Want::Mirror | Want::KeepOff | Want::Retire => {}
         }
         copy.status = Some(BlockCopyStatus {

@@ -11,7 +11,7 @@
 use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::seen::{Fact, TargetVm};
-use super::step::{Progress, both_would_run, clip};
+use super::step::{self, Progress, both_would_run, clip};
 use super::target_order::recorded;
 use super::want::wanted;
 use crate::api::block_copy::Want;
@@ -172,11 +172,12 @@ fn fenced(description: &str, epoch: u64) -> String {
 
 /// The host side starts what it had shut down, and gives the machine up.
 fn give_back(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    order(input, draft, Want::Release);
+    let want = if of_boot(input) { Want::Undo } else { Want::Release };
+    order(input, draft, want);
     let Fact::Known(Some(copy)) = &input.seen.copy else {
         return Progress::waits("RollingBack", "starting the host-side job");
     };
-    if !reached(copy, Want::Release) {
+    if !reached(copy, want) {
         return Progress::waits("RollingBack", "the host side gives the source back");
     }
     let state = copy.status.as_ref().and_then(|status| status.domain.as_ref()).map_or("unknown", |d| &d.state);
@@ -194,9 +195,12 @@ fn give_back(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     // An approval that was carried out once is not carried out again by itself: a person raises the attempt.
     let undone = Problem { reason: "RolledBack".into(), message: clip(&message), since: Time(input.now) };
-    let undone = cutover.abandoned.filter(|before| before.reason == undone.reason).unwrap_or(undone);
+    let undone = cutover.abandoned.clone().filter(|before| before.reason == undone.reason).unwrap_or(undone);
     let next = if input.spec.rollback == Some(true) { "Remove spec.rollback and raise" } else { "Raise" };
     let progress = Progress::stalled("RolledBack", format!("{}. {next} spec.attempt to try again", undone.message));
+    if cutover.ordered_at.is_some() {
+        step::keep_cutover(&mut draft.status, cutover);
+    }
     draft.status.cutover = Some(CutoverStatus { abandoned: Some(undone), ..CutoverStatus::default() });
     progress
 }

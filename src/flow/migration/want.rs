@@ -9,7 +9,7 @@ pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool
     let finalize = spec.finalize == Some(true);
     let rollback = spec.rollback == Some(true);
     if cutover.undo.as_ref().is_some_and(|undo| undo.proven_off_at.is_some()) {
-        return Want::Release;
+        return Want::Undo;
     }
     if cutover.power_on.is_some() {
         // Past the point of no return the source must never be started by a plain release.

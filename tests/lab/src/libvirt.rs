@@ -53,6 +53,10 @@ pub struct GuestSpec {
     pub on_poweroff: String,
     /// Does not answer the power button.
     pub deaf: bool,
+    /// Reboots when the power button is pressed.
+    pub reboots: bool,
+    /// Has a channel to the guest agent in it.
+    pub agent: bool,
     /// More elements for `<devices>`.
     pub devices_xml: String,
 }
@@ -69,6 +73,8 @@ impl Default for GuestSpec {
             load: Load::default(),
             on_poweroff: "destroy".into(),
             deaf: false,
+            reboots: false,
+            agent: false,
             devices_xml: String::new(),
         }
     }
@@ -261,10 +267,14 @@ fn virsh(uri: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+const AGENT_CHANNEL: &str = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+
 fn domain_xml(spec: &GuestSpec, image: &GuestImage, disks: &[PathBuf], console: &Path) -> String {
     let uuid = spec.uuid.as_ref().map(|uuid| format!("<uuid>{uuid}</uuid>")).unwrap_or_default();
     let title = spec.title.as_ref().map(|title| format!("<title>{title}</title>")).unwrap_or_default();
     let deaf = if spec.deaf { " drover.deaf=1" } else { "" };
+    let reboots = if spec.reboots { " drover.reboots=1" } else { "" };
+    let agent = if spec.agent { AGENT_CHANNEL } else { "" };
     let disk_xml: String = disks
         .iter()
         .zip('a'..)
@@ -281,9 +291,9 @@ fn domain_xml(spec: &GuestSpec, image: &GuestImage, disks: &[PathBuf], console: 
         .map(|mac| format!("<interface type='user'><mac address='{mac}'/><model type='virtio'/></interface>"));
     format!(
         "<domain type='qemu'><name>{name}</name>{uuid}{title}<memory unit='MiB'>160</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}{deaf}</cmdline></os>
+<os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}{deaf}{reboots}</cmdline></os>
 <features><acpi/></features><on_poweroff>{on_poweroff}</on_poweroff>
-<devices>{disk_xml}{nic}{devices}<serial type='file'><source path='{console}'/></serial></devices></domain>",
+<devices>{disk_xml}{nic}{agent}{devices}<serial type='file'><source path='{console}'/></serial></devices></domain>",
         name = spec.name,
         kernel = image.kernel.display(),
         initrd = image.initrd.display(),

@@ -8,9 +8,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// Modules of the guest: both disk buses, the network card, and the power button.
-const MODULES: [&str; 8] =
-    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "evdev", "button"];
+/// Modules of the guest: both disk buses, the network card, the power button, and the agent's channel.
+const MODULES: [&str; 9] =
+    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ext4", "virtio_net", "evdev", "button", "virtio_console"];
+
+/// Debian's guest agent.
+const AGENT: &str = "/usr/sbin/qemu-ga";
 
 /// A kernel and an initrd.
 #[derive(Clone, Debug)]
@@ -61,12 +64,15 @@ fn fingerprint(sources: &Path) -> Result<u64> {
 fn build(sources: &Path, cache: &Path, release: &str, initrd: &Path) -> Result<()> {
     let dir = tempfile::tempdir_in(cache)?;
     let root = dir.path();
-    for folder in ["bin", "dev", "proc", "sys", "mnt", "modules", "etc/acpi/PWRF"] {
+    for folder in ["bin", "sbin", "dev", "proc", "sys", "mnt", "modules", "etc/acpi/PWRF"] {
         fs::create_dir_all(root.join(folder))?;
     }
     install(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
     install(&sources.join("init"), &root.join("init"))?;
     install(&sources.join("power-button"), &root.join("etc/acpi/PWRF/00000080"))?;
+    // What the agent runs to shut the guest down.
+    install(&sources.join("power-button"), &root.join("sbin/shutdown"))?;
+    agent(root)?;
     compile(&sources.join("writer.rs"), &root.join("bin/writer"))?;
     modules(release, &root.join("modules"))?;
     let part = root.join("initrd.part");
@@ -83,7 +89,20 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Statically linked, since the guest has no libraries.
+/// The guest agent and the libraries it needs, where its loader looks for them.
+fn agent(root: &Path) -> Result<()> {
+    install(Path::new(AGENT), &root.join("bin/qemu-ga"))?;
+    let output = Command::new("ldd").arg(AGENT).output().context("run ldd")?;
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().context("a library lies in a directory")?)?;
+        install(Path::new(library), &to)?;
+    }
+    Ok(())
+}
+
+/// Statically linked, since the guest has no libraries but the agent's.
 fn compile(source: &Path, to: &Path) -> Result<()> {
     let output = Command::new("rustc")
         .args([
