@@ -47,6 +47,8 @@ async fn a_counter_moves_before_the_answer_and_again_when_the_target_has_it() ->
     assert_eq!(moved(&view, &mut before), [1]);
 
     ganesha.signal(Signal::SIGSTOP)?;
+    // A stop takes a moment to reach every thread.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(client.write(2 * EXTENT_BYTES - 1, b"ab")?, 0);
     assert_eq!(moved(&view, &mut before), [1, 2], "acknowledged and not counted");
     assert_eq!(client.zero(0, 5)?, 0);
@@ -65,7 +67,11 @@ async fn a_counter_moves_before_the_answer_and_again_when_the_target_has_it() ->
 
 /// Opens the disk anew, hands it to `client`, closes it and says whether the counters were sealed.
 async fn sealed_after(relay: &Relay, client: impl FnOnce(Client) -> Result<()>) -> Result<bool> {
-    relay.open_file(SIZE, SIZE, false).await?;
+    // A writer of the export before takes a moment to end; until then its target is not opened again.
+    while let Err(error) = relay.open_file(SIZE, SIZE, false).await {
+        anyhow::ensure!(error.to_string().contains("not answered yet"), error);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let view = counters(relay).await?;
     client(Client::connect(&relay.socket(), "vda")?)?;
     relay.wait_for("end of the client", |status| !status.exports[0].connected).await?;
@@ -99,9 +105,10 @@ async fn counters_are_sealed_only_if_nothing_can_have_been_missed() -> Result<()
         "it refused a write"
     );
     // Given up on purpose.
-    relay.open_file(SIZE, SIZE, false).await?;
-    let view = counters(&relay).await?;
-    relay.client.close("vda", true).await?;
+    let second = Relay::start(64, 3000).await?;
+    second.open_file(SIZE, SIZE, false).await?;
+    let view = counters(&second).await?;
+    second.client.close("vda", true).await?;
     assert!(!view.is_sealed());
     Ok(())
 }
