@@ -24,6 +24,10 @@ test: setup check build ## Everything that must hold: quick checks, then every p
 test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
 	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --test-threads=2)
 
+.PHONY: explore
+explore: ## Explore the decisions with three events in every run: long
+	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
+
 .PHONY: check
 check: deny ## The quick loop: format, lints, unit tests, generated files
 	$(call timed,format,cargo fmt --all --check)

@@ -56,6 +56,11 @@ pub struct BlockCopySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub disks: Vec<DiskCopy>,
+    /// Version of the target VM (its ETag) as it was seen last, for `Mirror` and `Quiesce`. What was verified under another one proves
+    /// nothing: the target may have run meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub target_version: Option<String>,
     /// Limits on copying.
     pub limits: CopyLimits,
     /// How the guest is shut down.
@@ -223,6 +228,10 @@ pub struct DiskCopyStatus {
     /// Acknowledged to QEMU, not yet on the target's disk.
     #[schemars(range(max = 9_007_199_254_740_991_i64))]
     pub backlog_bytes: u64,
+    /// How much of the disk is known to be equal on both sides at this moment: compared while in sync and not written to since.
+    #[serde(default)]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub verified_bytes: u64,
     /// Something was written to this target, ever. Recorded before the first write: from then on zeroes must be written too.
     pub dirtied: bool,
 }
@@ -255,13 +264,22 @@ pub struct QuiesceStatus {
     /// Every process that ever wrote to a target for this migration is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writers_gone_at: Option<MicroTime>,
-    /// Every byte of every source disk was compared with its target through a fresh connection.
+    /// Every extent of every source disk was compared with its target: while in sync, if it was not written to since, or else after every
+    /// writer was gone, through a fresh connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equal_at: Option<MicroTime>,
-    /// blake3 of each disk's content, in the order of `spec.disks`.
+    /// The evidence for each disk, in the order of `spec.disks`: blake3 over the blake3 hashes of its extents of 4 MiB, one after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
     pub blake3: Vec<String>,
+    /// Of the extents of all disks, those that had to be compared in the outage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub compared_extents: Option<u64>,
+    /// Of the extents of all disks, those that were compared before it and not written to since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub verified_extents: Option<u64>,
 }
 
 /// How the source went off: a fact apart from whether it is off.

@@ -58,11 +58,20 @@ pub struct CopyLimits {
     #[serde(default = "default_memory")]
     #[schemars(range(min = 16, max = 65_536))]
     pub relay_memory_mib: u32,
+    /// How fast the disks of a machine that is in sync are read and compared with their targets, in MiB/s, all together. What was found
+    /// equal and was not written to since is not read again in the outage. 0 = everything is compared in the outage.
+    #[serde(default = "default_verify")]
+    #[schemars(range(max = 100_000))]
+    pub verify_mib_per_second: u32,
 }
 
 impl Default for CopyLimits {
     fn default() -> Self {
-        Self { max_guest_stall_millis: default_stall(), relay_memory_mib: default_memory() }
+        Self {
+            max_guest_stall_millis: default_stall(),
+            relay_memory_mib: default_memory(),
+            verify_mib_per_second: default_verify(),
+        }
     }
 }
 
@@ -88,4 +97,8 @@ fn default_stall() -> u32 {
 
 fn default_memory() -> u32 {
     128
+}
+
+fn default_verify() -> u32 {
+    64
 }

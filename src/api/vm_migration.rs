@@ -352,6 +352,10 @@ pub struct DiskStatus {
     /// Acknowledged to the guest's mirror, not yet on the target's disk.
     #[schemars(range(max = 9_007_199_254_740_991_i64))]
     pub backlog_bytes: u64,
+    /// How much of the disk is known to be equal on both sides at this moment.
+    #[serde(default)]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub verified_bytes: u64,
 }
 
 /// The approval that counts.

@@ -9,3 +9,4 @@ mod host;
 mod migration;
 mod moving;
 mod refusals;
+mod verified;

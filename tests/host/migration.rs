@@ -9,6 +9,7 @@ use drover::api::block_copy::{BlockCopySpec, BlockCopyStatus, Claim, DiskCopy, H
 use drover::api::libvirt_host::CopyLimits;
 use drover::api::nutanix_cluster::NfsAddress;
 use drover::api::shutdown::ShutdownPolicy;
+use drover::host::relay::{ExportStatus, RelayClient};
 use drover_lab::guest::read_records;
 use drover_lab::libvirt::Domain;
 use drover_lab::process::Process;
@@ -65,7 +66,12 @@ impl Migration {
             run_directory: host.dir().join("run").display().to_string(),
             want: Want::Inspect,
             disks: copies.collect(),
-            limits: CopyLimits { max_guest_stall_millis: MAX_GUEST_STALL_MILLIS, relay_memory_mib: 64 },
+            target_version: None,
+            limits: CopyLimits {
+                max_guest_stall_millis: MAX_GUEST_STALL_MILLIS,
+                relay_memory_mib: 64,
+                ..CopyLimits::default()
+            },
             shutdown: ShutdownPolicy { timeout_seconds: 60, ..ShutdownPolicy::default() },
             power_off_source: false,
         };
@@ -191,6 +197,24 @@ impl Migration {
         path.exists().then(|| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
     }
 
+    /// What the relay says of the first disk.
+    pub fn export(&self) -> ExportStatus {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let status = runtime.block_on(RelayClient::new(&self.dir).status()).unwrap();
+        status.exports.into_iter().next().unwrap()
+    }
+
+    /// Waits until at least `bytes` of the first disk are verified.
+    pub fn wait_verified(&self, bytes: u64) -> BlockCopyStatus {
+        self.wait("verified", |status| status.disks.first().is_some_and(|disk| disk.verified_bytes >= bytes))
+    }
+
+    /// Sets the pace of verifying without a new order.
+    pub fn verify_at(&mut self, mib_per_second: u32) {
+        self.order.limits.verify_mib_per_second = mib_per_second;
+        self.write_order();
+    }
+
     /// The unbroken run of the mirror, as the driver remembers it.
     pub fn attempt(&self, host: &Host, domain: &Domain) -> serde_json::Value {
         self.claim(host, domain).unwrap()["attempt"].clone()
@@ -234,11 +258,18 @@ impl Migration {
             // Nothing was written past the source's size.
             let beyond = format!("{size_bytes}:0");
             run(Command::new("cmp").args(["-i", &beyond, "-n", "16MiB"]).arg(target).arg("/dev/zero"));
-            assert_eq!(proofs.blake3[index], blake3::hash(&std::fs::read(source).unwrap()).to_hex().to_string());
+            assert_eq!(proofs.blake3[index], evidence(source));
             let records = read_records(target, guest.load).unwrap();
             assert!(records.upto >= last && records.bad == 0, "{records:?}, {last} were acknowledged");
         }
     }
+}
+
+/// blake3 over the blake3 hashes of the extents of 4 MiB, as the report has it.
+fn evidence(source: &std::path::Path) -> String {
+    let content = std::fs::read(source).unwrap();
+    let hashes: Vec<[u8; 32]> = content.chunks(4 << 20).map(|extent| *blake3::hash(extent).as_bytes()).collect();
+    blake3::hash(&hashes.concat()).to_hex().to_string()
 }
 
 /// The longest that the guest was held up is within the stated bound.

@@ -4,7 +4,7 @@ use crate::controller::Errand;
 use crate::controller::current_order;
 use crate::host::{self, Driver};
 use crate::prism::{On, Task};
-use crate::world::{Mirror, Model, State, Stop, broken, only_if};
+use crate::world::{Disk, Mirror, Model, State, Stop, broken, only_if};
 use drover::api::block_copy::Want;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum Fault {
     GuestIgnoresRequest,
     GuestQuits,
     SourceCrashes,
-    /// libvirt says that it is off, but the process lives on and writes.
+    /// libvirt says that it is off, but the process lives on.
     LibvirtWrong,
     SourceStartedByHand,
     SourceStoppedByHand,
@@ -74,7 +74,7 @@ pub fn happens(model: &mut Model, state: &mut State, fault: Fault) -> Result<(),
         }
         Fault::MirrorBreaks => {
             only_if(state.source.mirror != Mirror::None)?;
-            state.source.mirror = Mirror::None;
+            host::end_mirror(state);
             if let Some(export) = &mut state.relay.export {
                 export.broken = true;
             }
@@ -97,7 +97,8 @@ pub fn happens(model: &mut Model, state: &mut State, fault: Fault) -> Result<(),
             only_if(state.source.on && state.source.asked)?;
             (state.source.on, state.source.orderly, state.driver.saw_event) = (false, true, state.driver.up);
             state.source.asked = false;
-            // The process no longer answers to libvirt, but its mirror goes on as it was.
+            // The guest has stopped and its mirror has ended, but the process lives on and holds the disks.
+            state.source.mirror = Mirror::None;
         }
         Fault::SourceStoppedByHand => {
             only_if(state.source.on)?;
@@ -147,6 +148,8 @@ fn start_source(state: &mut State) -> Result<(), Stop> {
 fn target_on(model: &Model, state: &mut State) -> Result<(), Stop> {
     only_if(state.prism.exists && state.prism.vm.on == On::No)?;
     state.prism.change(|vm| vm.on = On::ByHand);
+    // An order that Prism has accepted is carried out after that; nobody can take it back.
+    state.ghost.taken_over |= state.prism.power_on_is_queued();
     let gives_back = |want: Want| matches!(want, Want::Release | Want::Undo);
     let on_its_way =
         |errand: &Errand| matches!(errand, Errand::Order(spec) if gives_back(model.orders.get(*spec).want));
@@ -158,6 +161,10 @@ fn target_on(model: &Model, state: &mut State) -> Result<(), Stop> {
 /// Everything that runs on the hypervisor ends, and so does what lies in its memory file system.
 fn reboot(state: &mut State) -> Result<(), Stop> {
     host::end_relay(state);
+    if state.disk.late {
+        // What was under way arrives now, or never.
+        state.disk = Disk { equal: false, spoilt: true, late: false, hidden: true };
+    }
     let ran = state.source.qemu;
     if ran {
         host::power_off(state, false);

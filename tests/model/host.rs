@@ -7,7 +7,7 @@ use drover::api::block_copy::{Claim, Want};
 use drover::api::machine::{Board, Cpu, Disk as MachineDisk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use drover::flow::copy::{
     BlockSeen, ComparisonSeen, DomainSeen, Effect, ExportSeen, Fact, Found, Holder, JobSeen, MIN_LIBVIRT, Mark, Memory,
-    MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen, RelaySeen, Seen, ShutdownBy, Version,
+    MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen, Proviso, RelaySeen, Seen, ShutdownBy, Version,
     decide as decide_copy,
 };
 
@@ -29,7 +29,21 @@ pub struct Driver {
     pub saw_event: bool,
     /// What it has seen when it compared.
     pub compared: Option<bool>,
+    /// Version of the target that this is about.
+    pub compared_version: Option<u8>,
+    /// Under what it found the disks equal, all but what the write counters will tell.
+    pub verified: Option<Counted>,
+    /// How often something may have passed the mirror by.
+    pub interruptions: u8,
     pub held: Option<Held>,
+}
+
+/// Under what write counters may be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Counted {
+    relay_run: u8,
+    interruptions: u8,
+    target: Option<u8>,
 }
 
 /// A decision in its hands.
@@ -52,7 +66,8 @@ pub enum Errand {
     StartMirror,
     AbortMirror,
     EndRelay { run: u8 },
-    Compare,
+    Verify(Counted),
+    Compare { believe: Option<Counted> },
     Shutdown,
     PowerOff,
     Start,
@@ -84,6 +99,7 @@ pub struct Question {
     late: bool,
     saw_event: bool,
     compared: Option<bool>,
+    interruptions: u8,
     glance: Glance,
 }
 
@@ -173,6 +189,7 @@ fn domain(question: &Question) -> DomainSeen {
         qemu_version: Version(8, 0, 0),
         shutdown_by: question.saw_event.then_some(ShutdownBy::Guest),
         reboots: 0,
+        interruptions: question.interruptions.into(),
     }
 }
 
@@ -181,6 +198,7 @@ fn seen(question: &Question, memory: Option<Memory>) -> Seen {
     let (source, relay) = (&question.source, &question.relay);
     let export = relay.export.map(|export| ExportSeen {
         size_bytes: GIB,
+        opening: format!("r{}", relay.run),
         connected: source.mirror != Mirror::None,
         broken: export.broken.then(|| "broken".into()),
         backlog_bytes: if relay.backlog { 4096 } else { 0 },
@@ -202,7 +220,7 @@ fn seen(question: &Question, memory: Option<Memory>) -> Seen {
         exports: export.map(|export| (DEVICE.to_owned(), export)).into_iter().collect(),
     };
     let comparison = question.compared.map(|equal| match equal {
-        true => ComparisonSeen::Equal { blake3: String::new() },
+        true => ComparisonSeen::Equal { blake3: String::new(), compared_extents: 1, verified_extents: 1 },
         false => ComparisonSeen::Different { first_difference_offset: 0 },
     });
     Seen {
@@ -221,8 +239,23 @@ fn seen(question: &Question, memory: Option<Memory>) -> Seen {
             _ => Fact::Known(processes),
         },
         command: None,
+        verifications: BTreeMap::new(),
         comparisons: comparison.map(|comparison| (DEVICE.to_owned(), comparison)).into_iter().collect(),
         trouble: None,
+    }
+}
+
+/// The number in a version of the target.
+fn version(etag: Option<&str>) -> Option<u8> {
+    etag.map(|etag| etag.trim_start_matches('v').parse().expect("etags of the model are numbers"))
+}
+
+fn counted(proviso: &Proviso) -> Counted {
+    let run = proviso.relay_instance.trim_start_matches('r').parse().expect("instances of the model are numbers");
+    Counted {
+        relay_run: run,
+        interruptions: u8::try_from(proviso.interruptions).expect("few interruptions"),
+        target: version(proviso.target_version.as_deref()),
     }
 }
 
@@ -240,7 +273,8 @@ fn errand(effect: Effect) -> Option<Errand> {
         Effect::EndRelay { process, .. } => {
             Errand::EndRelay { run: u8::try_from(process.pid - 500).expect("few runs") }
         }
-        Effect::Compare { .. } => Errand::Compare,
+        Effect::Verify { proviso, .. } => Errand::Verify(counted(&proviso)),
+        Effect::Compare { believe, .. } => Errand::Compare { believe: believe.as_ref().map(counted) },
         Effect::Shutdown(_) => Errand::Shutdown,
         Effect::PowerOff => Errand::PowerOff,
         Effect::Start => Errand::Start,
@@ -289,6 +323,10 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
     if glance != Glance::Clear {
         faults::spend(state)?;
     }
+    let wanted = version(model.orders.get(copy.spec).target_version.as_deref());
+    if state.driver.compared_version != wanted {
+        (state.driver.compared, state.driver.compared_version) = (None, wanted);
+    }
     let answer = model.answer(Question {
         copy,
         claim: state.claim,
@@ -297,6 +335,7 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
         late: state.disk.late,
         saw_event: state.driver.saw_event,
         compared: state.driver.compared,
+        interruptions: state.driver.interruptions,
         glance,
     });
     if !answer.keeps_comparison {
@@ -368,9 +407,12 @@ fn carry_out(state: &mut State, errand: Errand) -> Result<bool, Stop> {
             }
             if state.relay.backlog {
                 state.disk.equal = false;
+            } else if state.source.mirror == Mirror::None && state.relay.export.is_some_and(|export| !export.broken) {
+                // QEMU said goodbye and all is written: its counters are complete.
+                state.relay.sealed = Some(state.relay.run);
             }
             (state.relay.export, state.relay.backlog) = (None, false);
-            state.source.mirror = Mirror::None;
+            end_mirror(state);
         }
         Errand::StartMirror => {
             if state.relay.export.is_none() || !state.source.on || state.source.mirror != Mirror::None {
@@ -381,13 +423,25 @@ fn carry_out(state: &mut State, errand: Errand) -> Result<bool, Stop> {
             }
             state.source.mirror = Mirror::Copying;
         }
-        Errand::AbortMirror => state.source.mirror = Mirror::None,
+        Errand::AbortMirror => end_mirror(state),
         Errand::EndRelay { run } => {
             if state.relay.up && state.relay.run == run {
                 end_relay(state);
             }
         }
-        Errand::Compare => state.driver.compared = Some(state.disk.equal && !state.relay.backlog),
+        Errand::Verify(counted) => {
+            if state.disk.equal {
+                state.driver.verified = Some(counted);
+            }
+        }
+        Errand::Compare { believe } => {
+            let equal = state.disk.equal && !state.relay.backlog;
+            let counted = believe.filter(|counted| {
+                state.driver.verified == Some(*counted) && state.relay.sealed == Some(counted.relay_run)
+            });
+            // What the counters do not tell is not read again.
+            state.driver.compared = Some(equal || (counted.is_some() && state.disk.hidden));
+        }
         Errand::Shutdown | Errand::PowerOff => return shut_down(state, errand),
         Errand::Start => return start(state),
         Errand::DeleteClaim => state.claim = None,
@@ -437,6 +491,14 @@ pub fn power_off(state: &mut State, orderly: bool) {
     end_qemu(state);
 }
 
+/// The mirror ends under a machine that runs: libvirt tells whoever listens.
+pub fn end_mirror(state: &mut State) {
+    if state.source.on && state.source.mirror != Mirror::None && state.driver.up {
+        state.driver.interruptions += 1;
+    }
+    state.source.mirror = Mirror::None;
+}
+
 pub fn end_qemu(state: &mut State) {
     state.source.qemu = false;
     state.source.mirror = Mirror::None;
@@ -447,6 +509,7 @@ pub fn power_on(state: &mut State) {
     (source.on, source.qemu, source.orderly, source.asked) = (true, true, false, false);
     source.run += 1;
     state.driver.saw_event = false;
+    state.driver.interruptions += u8::from(state.driver.up);
     state.ghost.taken_over = false;
 }
 
@@ -457,7 +520,7 @@ pub fn end_relay(state: &mut State) {
     }
     state.relay.up = false;
     (state.relay.export, state.relay.backlog) = (None, false);
-    state.source.mirror = Mirror::None;
+    end_mirror(state);
 }
 
 /// Everything was copied once.
@@ -465,7 +528,7 @@ pub fn mirror_ready(state: &mut State) -> Result<(), Stop> {
     only_if(state.source.mirror == Mirror::Copying)?;
     state.source.mirror = Mirror::Ready;
     if !state.disk.spoilt {
-        state.disk.equal = true;
+        (state.disk.equal, state.disk.hidden) = (true, false);
     }
     Ok(())
 }

@@ -100,7 +100,7 @@ fn settle(model: &mut Model, mut state: State) -> Result<Option<State>, Broken> 
             continue;
         }
         // Time matters only to those who wait. The driver reports more often than a report gets old.
-        go(model, &mut state, Action::Tick)?;
+        model.tick(&mut state);
         go(model, &mut state, Action::DriverTurn(Glance::Clear))?;
         if fingerprint(&state) == before {
             model.settled.extend(way);
@@ -134,7 +134,7 @@ fn round(model: &mut Model, state: &mut State) -> Result<(), Broken> {
         Action::LateArrives,
         Action::MirrorReady,
         Action::RelayDrains,
-        Action::TaskRuns,
+        Action::TaskRuns(0),
     ];
     // What is in somebody's hands is finished first.
     for number in 0..state.controllers.len() {

@@ -58,12 +58,12 @@ pub fn spoil_controller(bug: Option<Bug>, spec: &mut VmMigrationSpec, status: &m
                 vms.iter_mut().for_each(|vm| vm.busy = Tri::No);
             }
         }
-        Some(Bug::IgnoreTarget) => {
+        Some(Bug::IgnoreTarget) if status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_none()) => {
             if let Fact::Known(vms) = &mut seen.target {
                 vms.iter_mut().for_each(|vm| vm.on = Tri::No);
             }
         }
-        Some(Bug::NoSecondProof | Bug::ForgetAutostart | Bug::IgnoreLateData) | None => {}
+        Some(Bug::NoSecondProof | Bug::ForgetAutostart | Bug::IgnoreLateData | Bug::IgnoreTarget) | None => {}
     }
 }
 

@@ -87,12 +87,12 @@ pub fn order(state: &mut State, sent: Sent, task: Task) -> Result<bool, Stop> {
     Ok(true)
 }
 
-pub fn task_runs(model: &Model, state: &mut State) -> Result<(), Stop> {
-    only_if(!state.prism.tasks.is_empty())?;
+pub fn task_runs(model: &Model, state: &mut State, place: usize) -> Result<(), Stop> {
+    only_if(place < state.prism.tasks.len())?;
     if state.prism.vm.etag >= model.bounds.changes {
         return Err(Stop::Cut);
     }
-    match state.prism.tasks.remove(0) {
+    match state.prism.tasks.remove(place) {
         Task::PowerOn { excused } => power_on(state, excused),
         Task::PowerOff => {
             if state.prism.vm.on != On::No {

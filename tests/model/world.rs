@@ -20,7 +20,7 @@ use crate::{faults, invariants};
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub start: Start,
-    /// Faults, hands at a machine, and changes of the `VmMigration` by people, in one run.
+    /// Faults, hands at a machine, changes of the `VmMigration` by people, and long delays, in one run.
     pub events: u8,
     /// Replicas of the controller.
     pub controllers: usize,
@@ -91,6 +91,8 @@ pub struct Relay {
     pub export: Option<Export>,
     /// Acknowledged, and not on the target's disk.
     pub backlog: bool,
+    /// The run whose write counters were closed when all was written.
+    pub sealed: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,6 +141,8 @@ pub struct Disk {
     pub spoilt: bool,
     /// Data of a dead relay is under way to the target.
     pub late: bool,
+    /// They differ where no write counter tells it.
+    pub hidden: bool,
 }
 
 /// What nobody in this world knows, but the invariants need.
@@ -181,7 +185,8 @@ pub enum Action {
     RelayStarts,
     LateArrives,
     PipelineApplies,
-    TaskRuns,
+    /// Prism carries out one of its tasks, not always the oldest.
+    TaskRuns(usize),
     Tick,
     Person(user::Change),
     Fault(Fault),
@@ -296,16 +301,17 @@ impl Model {
             }
             Action::LateArrives => {
                 only_if(state.disk.late)?;
-                state.disk = Disk { equal: false, spoilt: true, late: false };
+                state.disk = Disk { equal: false, spoilt: true, late: false, hidden: true };
             }
             Action::PipelineApplies => {
                 only_if(state.prism.published && !state.prism.exists)?;
                 state.prism.exists = true;
             }
-            Action::TaskRuns => prism::task_runs(self, state)?,
+            Action::TaskRuns(place) => prism::task_runs(self, state, place)?,
             Action::Tick => {
                 // A guest that was asked powers off within the time that a release watches it, or never: an assumption of Drover's too.
                 only_if(!state.source.asked)?;
+                faults::spend(state)?;
                 self.tick(state);
             }
             Action::Person(change) => user::change(self, state, change)?,
@@ -357,7 +363,7 @@ impl Model {
             claim: None,
             controllers: vec![Controller::default(); self.bounds.controllers],
             driver: Driver { up: true, ..Driver::default() },
-            relay: Relay { up: true, run: 0, export: None, backlog: false },
+            relay: Relay { up: true, run: 0, export: None, backlog: false, sealed: None },
             source: Source {
                 on: true,
                 orderly: false,
@@ -368,7 +374,7 @@ impl Model {
                 mark: None,
                 mirror: Mirror::None,
             },
-            disk: Disk { equal: false, spoilt: false, late: false },
+            disk: Disk { equal: false, spoilt: false, late: false, hidden: false },
             prism: Prism::default(),
             ghost: Ghost {
                 approved: false,
@@ -383,16 +389,16 @@ impl Model {
 
     /// What follows at once from any action.
     pub fn follow(&self, state: &mut State) {
-        if state.source.qemu {
-            // A guest writes all the time.
+        if state.source.qemu && (state.source.on || state.source.mirror != Mirror::None) {
+            // A guest writes all the time. One whose mirror has ended with its machine has stopped.
             match state.source.mirror {
-                Mirror::None => state.disk.equal = false,
-                Mirror::Copying => (state.disk.equal, state.relay.backlog) = (false, true),
+                Mirror::None => (state.disk.equal, state.disk.hidden) = (false, true),
+                Mirror::Copying => (state.disk.equal, state.disk.hidden, state.relay.backlog) = (false, true, true),
                 Mirror::Ready => state.relay.backlog = true,
             }
         }
         if state.prism.vm.on != prism::On::No {
-            (state.disk.equal, state.disk.spoilt) = (false, true);
+            (state.disk.equal, state.disk.spoilt, state.disk.hidden) = (false, true, true);
         }
         if !state.relay.backlog || state.relay.export.is_none() {
             state.relay.backlog = false;
@@ -402,7 +408,7 @@ impl Model {
         }
     }
 
-    fn tick(&mut self, state: &mut State) {
+    pub fn tick(&mut self, state: &mut State) {
         let ages = self.bounds.ages;
         state.migration.status = self.statuses.tick(state.migration.status, ages);
         let report =
@@ -454,7 +460,13 @@ impl World for Model {
         }
         actions.extend([Action::DriverResume, Action::DriverDrop, Action::DriverStarts]);
         actions.extend([Action::Guest, Action::QemuEnds, Action::MirrorReady, Action::RelayDrains]);
-        actions.extend([Action::RelayStarts, Action::LateArrives, Action::PipelineApplies, Action::TaskRuns]);
+        actions.extend([
+            Action::RelayStarts,
+            Action::LateArrives,
+            Action::PipelineApplies,
+            Action::TaskRuns(0),
+            Action::TaskRuns(1),
+        ]);
         actions.push(Action::Tick);
         actions.extend(user::Change::ALL.map(Action::Person));
         actions.extend(Fault::ALL.map(Action::Fault));

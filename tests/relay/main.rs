@@ -9,3 +9,4 @@ mod nbd;
 mod nfs;
 mod relay;
 mod tools;
+mod writes;

@@ -106,7 +106,7 @@ impl TargetConnection for Slow {
 async fn random_requests(seed: u64, fresh: bool) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("nbd.sock");
-    let exports = Exports::new(Memory::new(32 * MIB));
+    let exports = Exports::new(Memory::new(32 * MIB), directory.path(), uuid::Uuid::new_v4());
     // Old bytes on a target that is not fresh must all be covered.
     let slow = Slow::new(if fresh { 0 } else { 0xEE }, Duration::from_millis(2));
     let spec = TargetSpec::File("/slow".into());

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 pub const READ: u16 = 0;
 pub const WRITE: u16 = 1;
+pub const DISCONNECT: u16 = 2;
 pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
 pub const WRITE_ZEROES: u16 = 6;
 pub const EIO: u32 = 5;
 pub const EINVAL: u32 = 22;
@@ -77,6 +79,15 @@ impl Client {
 
     pub fn zero(&mut self, offset: u64, len: u32) -> Result<u32> {
         self.ask(WRITE_ZEROES, offset, len, &[])
+    }
+
+    pub fn trim(&mut self, offset: u64, len: u32) -> Result<u32> {
+        self.ask(TRIM, offset, len, &[])
+    }
+
+    /// Leaves as NBD wants it. There is no answer.
+    pub fn say_goodbye(mut self) -> Result<()> {
+        self.send(DISCONNECT, 0, 0, &[]).map(drop)
     }
 
     pub fn flush(&mut self) -> Result<u32> {

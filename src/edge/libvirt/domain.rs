@@ -58,8 +58,12 @@ impl Libvirt {
                     Err(found) => return Ok(found),
                 },
             };
+            // Taken before the look, so that what interrupts the mirrors that it sees comes on top of it.
+            let uuid = domain.uuid_string().map_err(tried("reading the domain's uuid"))?;
+            let interruptions = this.events(&uuid).interruptions;
             let mut seen = look(connect, &domain, &socket)?;
-            (seen.shutdown_by, seen.reboots) = this.lifecycle(&seen.uuid);
+            let events = this.events(&seen.uuid);
+            (seen.shutdown_by, seen.reboots, seen.interruptions) = (events.shutdown_by, events.reboots, interruptions);
             Ok(Found::One(Box::new(seen)))
         })
         .await
@@ -258,6 +262,7 @@ fn look(connect: &Connect, domain: &Domain, socket: &str) -> Result<DomainSeen, 
         qemu_version: Version::from_number(connect.hyp_version().map_err(tried("reading QEMU's version"))?),
         shutdown_by: None,
         reboots: 0,
+        interruptions: 0,
         uuid,
     })
 }

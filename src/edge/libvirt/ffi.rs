@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "libvirt's C API, through the bindings of virt-sys")]
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::zeroed;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,6 +111,8 @@ pub struct Seen {
     pub shutdown_by: Option<ShutdownBy>,
     /// How often the guest rebooted.
     pub reboots: u32,
+    /// How often it was started, or a block job of it ended before its power-off.
+    pub interruptions: u32,
 }
 
 /// Collects the events of all domains of `connect` into `into`. An event loop must run; the registrations end with the connection.
@@ -122,6 +124,18 @@ pub fn watch(connect: &Connect, into: &Events) -> Result<(), Error> {
     let lifecycle: sys::virConnectDomainEventGenericCallback =
         unsafe { std::mem::transmute::<_, sys::virConnectDomainEventGenericCallback>(lifecycle) };
     register(connect, into, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle)?;
+    let block_job: unsafe extern "C" fn(
+        sys::virConnectPtr,
+        sys::virDomainPtr,
+        *const c_char,
+        c_int,
+        c_int,
+        *mut c_void,
+    ) = on_block_job;
+    // SAFETY: as above, for `on_block_job` (VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2).
+    let block_job: sys::virConnectDomainEventGenericCallback =
+        unsafe { std::mem::transmute::<_, sys::virConnectDomainEventGenericCallback>(block_job) };
+    register(connect, into, sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, block_job)?;
     // A reboot is told by the generic callback itself.
     register(connect, into, sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(on_reboot))
 }
@@ -167,9 +181,35 @@ unsafe extern "C" fn on_lifecycle(
         (Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN), Ok(sys::VIR_DOMAIN_EVENT_SHUTDOWN_HOST)) => Some(ShutdownBy::Host),
         _ => return 0,
     };
+    let change = |seen: &mut Seen| {
+        seen.shutdown_by = by;
+        seen.interruptions = seen.interruptions.saturating_add(u32::from(by.is_none()));
+    };
     // SAFETY: what this callback demands is what `note` demands.
-    unsafe { note(domain, opaque, |seen| seen.shutdown_by = by) };
+    unsafe { note(domain, opaque, change) };
     0
+}
+
+/// Called by libvirt's event loop. A power-off ends every job; its own event comes before theirs.
+///
+/// # Safety
+/// As for [`on_lifecycle`].
+unsafe extern "C" fn on_block_job(
+    _: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _disk: *const c_char,
+    _kind: c_int,
+    status: c_int,
+    opaque: *mut c_void,
+) {
+    if u32::try_from(status) == Ok(sys::VIR_DOMAIN_BLOCK_JOB_READY) {
+        return;
+    }
+    let change = |seen: &mut Seen| {
+        seen.interruptions = seen.interruptions.saturating_add(u32::from(seen.shutdown_by.is_none()));
+    };
+    // SAFETY: what this callback demands is what `note` demands.
+    unsafe { note(domain, opaque, change) };
 }
 
 /// Called by libvirt's event loop.

@@ -7,14 +7,12 @@ mod domain;
 mod ffi;
 mod xml;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use virt::connect::Connect;
 use virt::error::{ErrorDomain, ErrorNumber};
-
-use crate::flow::copy::ShutdownBy;
 
 /// Calls that may hang at one time before no further ones are made.
 const MAX_HUNG_CALLS: usize = 16;
@@ -39,6 +37,8 @@ pub struct Libvirt {
     uri: String,
     connection: Mutex<Option<Connect>>,
     events: ffi::Events,
+    /// How often a connection was made.
+    connections: AtomicU32,
     hung: AtomicUsize,
 }
 
@@ -46,8 +46,8 @@ impl Libvirt {
     /// Names the daemon; the connection is made when it is needed.
     pub fn new(uri: &str) -> Arc<Self> {
         start_event_loop();
-        let (connection, events, hung) = Default::default();
-        Arc::new(Self { uri: uri.into(), connection, events, hung })
+        let (connection, events, connections, hung) = Default::default();
+        Arc::new(Self { uri: uri.into(), connection, events, connections, hung })
     }
 
     /// Runs `work` against the daemon within `deadline`. `what` says for people what was tried.
@@ -91,6 +91,7 @@ impl Libvirt {
         let failed = |source| Error::Libvirt { what: format!("connecting to {}", self.uri), source };
         let connect = Connect::open(Some(&self.uri)).map_err(failed)?;
         ffi::watch(&connect, &self.events).map_err(failed)?;
+        self.connections.fetch_add(1, Ordering::SeqCst);
         *connection = Some(connect.clone());
         Ok(connect)
     }
@@ -102,10 +103,13 @@ impl Libvirt {
         }
     }
 
-    /// Who shut the domain down since it was last started, and how often its guest rebooted, by the events seen since this program started.
-    pub fn lifecycle(&self, uuid: &str) -> (Option<ShutdownBy>, u32) {
+    /// What the events told of a domain since this program started.
+    pub fn events(&self, uuid: &str) -> ffi::Seen {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        events.get(uuid).map_or((None, 0), |seen| (seen.shutdown_by, seen.reboots))
+        let seen = events.get(uuid).copied().unwrap_or_default();
+        // Between two connections events are missed.
+        let connections = self.connections.load(Ordering::SeqCst);
+        ffi::Seen { interruptions: seen.interruptions.saturating_add(connections), ..seen }
     }
 }
 

@@ -62,10 +62,21 @@ pub enum Effect {
         process: ProcessId,
         force: bool,
     },
-    /// Compare source and target in the background.
+    /// Verify a disk in the background while its guest runs, for this turn: what is not ordered again pauses.
+    Verify {
+        disk: DiskCopy,
+        source_path: String,
+        opening: String,
+        /// Under what its write counters tell everything, seen in this turn.
+        proviso: Proviso,
+        bytes_s: u64,
+    },
+    /// Compare source and target in the background: every extent, or if the write counters may be believed, only what was not verified
+    /// since it was written to. They are, if the proviso is the one under which it was verified last.
     Compare {
         disk: DiskCopy,
         source_path: String,
+        believe: Option<Proviso>,
     },
     /// Have the guest's agent run a command, in the background.
     RunInGuest(GuestCommand),
@@ -79,9 +90,20 @@ pub enum Effect {
     DeleteClaim,
 }
 
+/// What must still be the same at the end for write counters to tell everything that changed since they were read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proviso {
+    /// The relay process that counts.
+    pub relay_instance: String,
+    /// [`DomainSeen::interruptions`](super::DomainSeen::interruptions).
+    pub interruptions: u32,
+    /// Version of the target VM.
+    pub target_version: Option<String>,
+}
+
 impl Effect {
-    /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest.
+    /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest, or reads.
     pub fn needs_no_record(&self) -> bool {
-        matches!(self, Effect::SetSpeed { .. })
+        matches!(self, Effect::SetSpeed { .. } | Effect::Verify { .. })
     }
 }

@@ -116,6 +116,9 @@ pub struct Attempt {
     /// Devices that were seen ready with nothing left to copy. From then on every write goes to both sides before the guest is told.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub synced: BTreeSet<String>,
+    /// A mirror was seen cut off while the guest ran: what it wrote since is counted nowhere.
+    #[serde(default)]
+    pub cut: bool,
 }
 
 /// Drover's element in the domain's metadata.

@@ -3,8 +3,11 @@
 //! An attempt belongs to one relay process and one QEMU process. When a mirror vanishes, the relay reports an export broken, or either
 //! process is another one, everything copied is void: the exports are closed (which ends what is left of the mirrors without anything to
 //! wait for) and a new attempt begins after a pause. The source is never touched by it.
+//!
+//! Disks that are in step are verified meanwhile. A difference that stands although nothing was written there is the storage's, or ours:
+//! nothing is repaired under a running guest; the attempt is void, and the alarm stands until a later one is in sync.
 
-use super::effect::Effect;
+use super::effect::{Effect, Proviso};
 use super::memory::{Attempt, Memory};
 use super::pace;
 use super::seen::{BlockSeen, DomainSeen, ExportSeen, Fact, JobSeen, MirrorSeen, Power, ProcessId, RelaySeen};
@@ -26,8 +29,20 @@ const REOPEN_SECONDS: u64 = 3;
 /// Longest pause between attempts.
 const MAX_PAUSE_SECONDS: u64 = 60;
 
+/// The alarm of a disk that was found different from its target while it ran.
+const VERIFY_FAILED: &str = "VerifyFailed";
+
 /// Follows the order `Mirror`; also keeps the mirror going while `Quiesce` waits for it.
 pub(super) fn mirror(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
+    attempt(turn, domain, memory);
+    let alarm = turn.before.problem.as_ref().filter(|before| before.reason == VERIFY_FAILED);
+    let outweighed = turn.status.problem.as_ref().is_none_or(|problem| problem.reason == "CopyBroken");
+    if alarm.is_some() && outweighed && !turn.status.in_sync.is_yes() {
+        turn.status.problem = alarm.cloned();
+    }
+}
+
+fn attempt(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
     report(turn, domain, memory);
     if !matches!(domain.power, Power::Running | Power::Paused) {
         return super::not_running(turn, domain);
@@ -126,9 +141,18 @@ fn begin(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &
     let Some(qemu) = qemu_of_all_disks(turn) else {
         return cannot_prove(turn, "no single QEMU process of this domain was seen holding all of its disks");
     };
+    // A process that has ended holds nothing any more; who is seen beside this attempt's QEMU from now on, breaks its proofs.
+    for holders in memory.holders.values_mut() {
+        holders.retain(|process| processes.alive.contains(process));
+    }
     memory.writers.insert(writer);
-    memory.attempt =
-        Some(Attempt { relay_instance: relay.instance.clone(), qemu, started_at: None, synced: Default::default() });
+    memory.attempt = Some(Attempt {
+        relay_instance: relay.instance.clone(),
+        qemu,
+        started_at: None,
+        synced: Default::default(),
+        cut: false,
+    });
     if let Ok(machine) = &domain.machine {
         memory.source_paths = machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect();
     }
@@ -285,6 +309,13 @@ fn void(turn: &mut Turn<'_>, memory: &mut Memory, relay: &RelaySeen, why: &str) 
 
 /// The mirrors run: keep the pace, say how far they are.
 fn follow(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: &RelaySeen) {
+    if let Some((device, offset)) = difference(turn, relay) {
+        let message = format!(
+            "Disk {device} differs from its target at byte {offset}: both were read twice, and nothing was written there in between. Look at the storage. The copy is void and starts again; the guest is not affected."
+        );
+        turn.problem(VERIFY_FAILED, message);
+        return void(turn, memory, relay, "its target differs");
+    }
     turn.status.reached = Some(Want::Mirror);
     remember_synced(turn, domain, memory);
     let disks: Vec<DiskView<'_>> =
@@ -298,6 +329,50 @@ fn follow(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, relay: 
     if turn.status.in_sync.is_yes() {
         memory.failures = 0;
     }
+    verify(turn, &disks, domain, memory, relay);
+}
+
+/// Where a disk was found to differ, if one was.
+fn difference(turn: &Turn<'_>, relay: &RelaySeen) -> Option<(String, u64)> {
+    turn.order.disks.iter().find_map(|disk| {
+        let verification = turn.seen.verifications.get(&disk.device)?;
+        let export = relay.exports.get(&disk.device).filter(|export| export.opening == verification.opening)?;
+        verification.difference_offset.filter(|_| export.broken.is_none()).map(|offset| (disk.device.clone(), offset))
+    })
+}
+
+/// Orders the disks that are in step to be verified, but never while the guest's writes wait for the target.
+fn verify(turn: &mut Turn<'_>, disks: &[DiskView<'_>], domain: &DomainSeen, memory: &Memory, relay: &RelaySeen) {
+    let bytes_s = (u64::from(turn.order.limits.verify_mib_per_second) << 20) / (disks.len() as u64).max(1);
+    let (Some(attempt), Ok(machine)) = (&memory.attempt, &domain.machine) else { return };
+    let throttled = disks.iter().any(|disk| disk.export.is_some_and(|export| export.throttled));
+    if bytes_s == 0 || throttled || !is_only_writer(turn, memory) {
+        return;
+    }
+    for disk in disks.iter().filter(|disk| disk.in_step(attempt)) {
+        let source = machine.disks.iter().find(|source| source.device == disk.order.device);
+        if let (Some(source), Some(export)) = (source, disk.export) {
+            turn.effects.push(Effect::Verify {
+                disk: disk.order.clone(),
+                source_path: source.path.clone(),
+                opening: export.opening.clone(),
+                proviso: Proviso {
+                    relay_instance: relay.instance.clone(),
+                    interruptions: domain.interruptions,
+                    target_version: turn.order.target_version.clone(),
+                },
+                bytes_s,
+            });
+        }
+    }
+}
+
+/// Whether nothing of an earlier relay can still write: what is verified now would not stay so.
+fn is_only_writer(turn: &Turn<'_>, memory: &Memory) -> bool {
+    let Fact::Known(processes) = &turn.seen.processes else { return false };
+    let mut earlier = memory.writers.iter().filter(|writer| Some(*writer) != processes.relay.as_ref());
+    // The sockets count even if no writer is known: those of a claim that was given up may be theirs.
+    processes.orphan_sockets.is_empty() && !earlier.any(|writer| processes.alive.contains(writer))
 }
 
 /// Sets the speed of the disks that are still being copied.
@@ -329,14 +404,8 @@ fn in_sync(
         return Tri::Unknown;
     }
     let Some(attempt) = &memory.attempt else { return Tri::No };
-    let in_step = |disk: &DiskView<'_>| {
-        disk.ready()
-            && attempt.synced.contains(&disk.order.device)
-            && disk.export.is_some_and(|export| export.connected && export.broken.is_none())
-            && disk.job().is_some_and(|job| job.end.saturating_sub(job.cur) <= MAX_IN_FLIGHT_BYTES)
-    };
     let drains_in_time = backlog <= SMALL_BACKLOG_BYTES || backlog / drain.max(1) <= MAX_DRAIN_SECONDS;
-    Tri::from(!disks.is_empty() && disks.iter().all(in_step) && drains_in_time)
+    Tri::from(!disks.is_empty() && disks.iter().all(|disk| disk.in_step(attempt)) && drains_in_time)
 }
 
 fn remember_synced(turn: &Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
@@ -377,6 +446,16 @@ pub(super) fn report(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) 
             (None, _) if off && memory.attempt.is_some() => MirrorState::Draining,
             (None, _) => MirrorState::None,
         };
+        let verification = turn.seen.verifications.get(&disk.device);
+        let verified_bytes = match (verification, relay, before) {
+            // Proven in full, or as far as it had come.
+            (_, _, Some(before)) if off => before.verified_bytes,
+            (Some(verification), Some(_), _) if export.is_some_and(|e| e.opening == verification.opening) => {
+                verification.verified_bytes
+            }
+            (_, None, Some(before)) if started => before.verified_bytes,
+            _ => 0,
+        };
         DiskCopyStatus {
             device: disk.device.clone(),
             state,
@@ -384,6 +463,7 @@ pub(super) fn report(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory) 
             total_bytes,
             rate_mib_s: u32::try_from(export.map_or(0, |e| e.drain_rate_bytes_s) >> 20).unwrap_or(u32::MAX),
             backlog_bytes,
+            verified_bytes,
             dirtied: before.is_some_and(|before| before.dirtied) || memory.dirtied.contains(&disk.device),
         }
     });
@@ -406,6 +486,14 @@ impl<'a> DiskView<'a> {
         };
         let mirror = domain.mirrors.get(&order.device).filter(|mirror| mirror.ours);
         Self { order, mirror, block, export: relay.and_then(|relay| relay.exports.get(&order.device)) }
+    }
+
+    /// Every write of the guest goes to both sides, and all that was there before has gone to the target.
+    fn in_step(&self, attempt: &Attempt) -> bool {
+        self.ready()
+            && attempt.synced.contains(&self.order.device)
+            && self.export.is_some_and(|export| export.connected && export.broken.is_none())
+            && self.job().is_some_and(|job| job.end.saturating_sub(job.cur) <= MAX_IN_FLIGHT_BYTES)
     }
 
     fn ready(&self) -> bool {

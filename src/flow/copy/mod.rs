@@ -23,7 +23,7 @@ mod seen;
 mod tests;
 mod turn;
 
-pub use effect::{Decision, Effect, MemoryChange};
+pub use effect::{Decision, Effect, MemoryChange, Proviso};
 pub use memory::{Attempt, Mark, MarkState, Memory};
 pub use seen::*;
 use turn::Turn;

@@ -4,12 +4,12 @@
 //! is not tried again under its epoch, for the hour that was chosen for it is over. Once the guest is off nothing here starts it: only
 //! `Release` does.
 
-use super::effect::Effect;
+use super::effect::{Effect, Proviso};
 use super::memory::{Failure, MarkState, Memory};
 use super::mirror;
 use super::seen::{CommandSeen, ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
 use super::turn::Turn;
-use crate::api::block_copy::{HowOff, MirrorState, QuiesceStatus, Want};
+use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, QuiesceStatus, Want};
 use crate::api::shutdown::{GuestCommand, OnCommandFailure, OnShutdownTimeout};
 
 /// How long an order may wait for a mirror that is not in sync at that moment.
@@ -162,6 +162,13 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
             );
             return fail(turn, memory, "NotInSync", message);
         }
+        // The relay was looked at before the domain: a power-off that ended the connection would be seen by now.
+        let cut_off = |disk: &DiskCopy| relay.exports.get(&disk.device).is_some_and(|export| !export.connected);
+        if let Some(attempt) = &mut memory.attempt
+            && matches!(domain.power, Power::Running | Power::Paused)
+        {
+            attempt.cut |= turn.order.disks.iter().any(cut_off);
+        }
     }
     if domain.reboots > memory.reboots {
         let message =
@@ -204,6 +211,9 @@ fn started_again(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) 
         shutdown_requested_at: quiesce.shutdown_requested_at,
         ..QuiesceStatus::default()
     });
+    for disk in &mut turn.status.disks {
+        disk.verified_bytes = 0;
+    }
     let message = "Somebody started the source after it was off: the target is behind it. Do not start the target; release the source.";
     fail(turn, memory, "SourceStartedAgain", message.into());
 }
@@ -248,7 +258,7 @@ fn prove(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, mut quie
     let done = prove_off(turn, domain, memory, &mut quiesce, orderly)
         && prove_drained(turn, memory, &mut quiesce)
         && end_writers(turn, memory, &mut quiesce)
-        && prove_equal(turn, domain, &mut quiesce);
+        && prove_equal(turn, domain, memory, &mut quiesce);
     turn.status.quiesce = Some(quiesce);
     if done {
         turn.status.reached = Some(Want::Quiesce);
@@ -389,16 +399,21 @@ fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus
 }
 
 /// Equal is what this driver compared: what was recorded by one that is gone is compared again, for nobody watched the disks meanwhile.
-fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceStatus) -> bool {
+fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &mut QuiesceStatus) -> bool {
     let compared_at = quiesce.equal_at.take();
     let Ok(machine) = &domain.machine else { return false };
     let order = turn.order;
-    let mut hashes = Vec::new();
+    let believe = proviso(turn, domain, memory, quiesce);
+    let (mut hashes, mut compared, mut verified) = (Vec::new(), 0, 0);
     for disk in &order.disks {
         let path = machine.disks.iter().find(|source| source.device == disk.device).map(|source| source.path.clone());
         let comparison = turn.seen.comparisons.get(&disk.device);
         match (comparison, path) {
-            (Some(ComparisonSeen::Equal { blake3 }), _) => hashes.push(blake3.clone()),
+            (Some(ComparisonSeen::Equal { blake3, compared_extents, verified_extents }), _) => {
+                hashes.push(blake3.clone());
+                compared += compared_extents;
+                verified += verified_extents;
+            }
             (Some(ComparisonSeen::Different { first_difference_offset }), _) => turn.problem(
                 "NotEqual",
                 format!("Disk {} differs from its target at byte {first_difference_offset}. Do not start the target; release the source.", disk.device),
@@ -406,9 +421,11 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceSt
             (Some(ComparisonSeen::Running { .. }), _) => {}
             (Some(ComparisonSeen::Failed(why)), Some(source_path)) => {
                 turn.problem("CompareFailed", format!("Disk {} could not be compared: {why}. It is tried again.", disk.device));
-                turn.effects.push(Effect::Compare { disk: disk.clone(), source_path });
+                turn.effects.push(Effect::Compare { disk: disk.clone(), source_path, believe: believe.clone() });
             }
-            (None, Some(source_path)) => turn.effects.push(Effect::Compare { disk: disk.clone(), source_path }),
+            (None, Some(source_path)) => {
+                turn.effects.push(Effect::Compare { disk: disk.clone(), source_path, believe: believe.clone() });
+            }
             (_, None) => turn.problem("SourceChanged", format!("The domain has no disk {} any more.", disk.device)),
         }
     }
@@ -417,5 +434,28 @@ fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, quiesce: &mut QuiesceSt
     }
     quiesce.equal_at = compared_at.or_else(|| Some(turn.moment()));
     quiesce.blake3 = hashes;
+    (quiesce.compared_extents, quiesce.verified_extents) = (Some(compared), Some(verified));
+    for disk in &mut turn.status.disks {
+        disk.verified_bytes = order.disks.iter().find(|d| d.device == disk.device).map_or(0, |d| d.size_bytes);
+    }
     true
+}
+
+/// Under what the write counters may be believed; `None`: every extent is to be compared.
+///
+/// They count what passes the mirror. Nothing passed it by if the guest shut itself down, no other QEMU was ever seen with its disks, and
+/// the mirror was there for as long as the guest was seen running.
+fn proviso(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &QuiesceStatus) -> Option<Proviso> {
+    let attempt = memory.attempt.as_ref()?;
+    let held_by_it_alone =
+        |device| memory.holders.get(device).is_some_and(|holders| holders.iter().all(|holder| *holder == attempt.qemu));
+    let believed = quiesce.how == Some(HowOff::Clean)
+        && !attempt.cut
+        && turn.order.limits.verify_mib_per_second > 0
+        && turn.order.disks.iter().all(|disk| held_by_it_alone(&disk.device));
+    believed.then(|| Proviso {
+        relay_instance: attempt.relay_instance.clone(),
+        interruptions: domain.interruptions,
+        target_version: turn.order.target_version.clone(),
+    })
 }

@@ -27,6 +27,8 @@ pub struct Seen {
     pub relay: Fact<RelaySeen>,
     /// Processes of the host. Looked at after the domain.
     pub processes: Fact<ProcessesSeen>,
+    /// What this driver has verified while it saw the disks in step, by device.
+    pub verifications: BTreeMap<String, VerificationSeen>,
     /// The command in the guest that this driver started.
     pub command: Option<CommandSeen>,
     /// Comparisons that this driver started, by device.
@@ -75,6 +77,9 @@ pub struct DomainSeen {
     pub shutdown_by: Option<ShutdownBy>,
     /// Reboots of the guest that this driver saw.
     pub reboots: u32,
+    /// Grows whenever something may have passed its mirrors by: a block job ended before the power-off, the domain was started, or events
+    /// may have been missed.
+    pub interruptions: u32,
 }
 
 /// What a domain does.
@@ -188,6 +193,8 @@ pub struct RelaySeen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportSeen {
     pub size_bytes: u64,
+    /// Changes each time that it is opened.
+    pub opening: String,
     pub connected: bool,
     /// Why its content cannot be trusted any more.
     pub broken: Option<String>,
@@ -195,6 +202,17 @@ pub struct ExportSeen {
     pub drain_rate_bytes_s: u64,
     /// Writers wait for the target.
     pub throttled: bool,
+}
+
+/// A disk that is being verified while its guest runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerificationSeen {
+    /// Which opening of the export it belongs to.
+    pub opening: String,
+    /// Equal at this moment.
+    pub verified_bytes: u64,
+    /// A difference that stands although nothing was written.
+    pub difference_offset: Option<u64>,
 }
 
 /// A command in the guest.
@@ -212,6 +230,9 @@ pub enum ComparisonSeen {
     },
     Equal {
         blake3: String,
+        /// Extents that were read for it, and those that were known to be equal.
+        compared_extents: u64,
+        verified_extents: u64,
     },
     Different {
         first_difference_offset: u64,

@@ -72,6 +72,7 @@ fn order(want: Want, epoch: u64) -> BlockCopySpec {
         run_directory: "/run/drover".into(),
         want,
         disks: DEVICES.iter().map(disk).collect(),
+        target_version: None,
         limits: CopyLimits::default(),
         shutdown: ShutdownPolicy { timeout_seconds: 120, ..ShutdownPolicy::default() },
         power_off_source: false,
@@ -90,6 +91,7 @@ struct Host {
     stranger: Option<Holder>,
     orphans: Vec<String>,
     comparison: ComparisonSeen,
+    verifications: BTreeMap<String, VerificationSeen>,
     comparisons: BTreeMap<String, ComparisonSeen>,
     command: Option<CommandSeen>,
     seconds: i64,
@@ -118,6 +120,7 @@ impl Host {
             qemu_version: Version(7, 2, 0),
             shutdown_by: None,
             reboots: 0,
+            interruptions: 1,
         };
         let relay = RelaySeen { instance: "r1".into(), pid: 200, memory_bytes: 128 << 20, exports: BTreeMap::new() };
         Self {
@@ -130,7 +133,8 @@ impl Host {
             alive: BTreeSet::from([100, 200]),
             stranger: None,
             orphans: vec![],
-            comparison: ComparisonSeen::Equal { blake3: "h".into() },
+            comparison: ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 1, verified_extents: 15 },
+            verifications: BTreeMap::new(),
             comparisons: BTreeMap::new(),
             command: None,
             seconds: 1_000_000,
@@ -161,6 +165,7 @@ impl Host {
             memory: Fact::Known(self.memory.clone()),
             relay: self.relay.clone().map_or(Fact::Unknown("connection refused".into()), Fact::Known),
             processes: Fact::Known(processes),
+            verifications: self.verifications.clone(),
             command: self.command.clone(),
             comparisons: self.comparisons.clone(),
             trouble: self.trouble.take(),
@@ -278,6 +283,10 @@ impl Host {
             Effect::EndRelay { process, .. } => {
                 assert_eq!(process.pid, self.relay.as_ref().unwrap().pid);
                 self.new_relay();
+            }
+            Effect::Verify { disk, opening, .. } => {
+                let seen = VerificationSeen { opening, verified_bytes: SIZE / 2, difference_offset: None };
+                self.verifications.entry(disk.device).or_insert(seen);
             }
             Effect::Compare { disk, .. } => {
                 assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
@@ -521,8 +530,162 @@ fn a_new_driver_goes_on_with_the_mirror_that_it_finds() {
     let mut host = Host::in_sync();
     let starts = host.done.len();
     host.turns(5);
-    assert_eq!(host.done[starts..], [], "nothing is started again");
+    let verifies = |effect: &Effect| matches!(effect, Effect::Verify { .. });
+    assert!(host.done[starts..].iter().all(verifies), "nothing is started again: {:?}", host.done);
     assert_eq!(host.status.restarts, 0);
+}
+
+/// Devices that a turn orders to be verified, and how fast.
+fn verified(decision: &Decision) -> Vec<(&str, u64)> {
+    let ordered = decision.effects.iter().filter_map(|effect| match effect {
+        Effect::Verify { disk, bytes_s, .. } => Some((disk.device.as_str(), *bytes_s)),
+        _ => None,
+    });
+    ordered.collect()
+}
+
+#[test]
+fn disks_are_verified_while_they_are_in_step_and_nobody_waits_for_it() {
+    let mut host = Host::in_sync();
+    let share = 32 << 20;
+    assert_eq!(verified(&host.decide(|_| {})), [("vda", share), ("vdb", share)], "the limit is for all disks");
+    let not_ready = host.decide(|seen| domain(seen).mirrors.get_mut("vda").unwrap().ready = false);
+    assert_eq!(verified(&not_ready), [("vdb", share)]);
+    let spoils: [(&str, fn(&mut Seen)); 5] = [
+        ("throttled", |seen| relay(seen).exports.get_mut("vda").unwrap().throttled = true),
+        ("broken", |seen| relay(seen).exports.get_mut("vda").unwrap().broken = Some("EIO".into())),
+        ("another relay", |seen| relay(seen).instance = "r9".into()),
+        ("relay unknown", |seen| seen.relay = Fact::Unknown("x".into())),
+        ("processes unknown", |seen| seen.processes = Fact::Unknown("x".into())),
+    ];
+    for (what, spoil) in spoils {
+        assert_eq!(verified(&host.decide(spoil)), [], "{what}");
+    }
+    // The guest is on its way down: it has the storage for itself.
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(5);
+    assert!(host.status.quiesce.as_ref().unwrap().shutdown_requested_at.is_some());
+    assert_eq!(verified(&host.turn()), []);
+    host.want(Want::Mirror);
+    host.turn();
+    host.order.limits.verify_mib_per_second = 0;
+    assert_eq!(verified(&host.turn()), []);
+}
+
+#[test]
+fn nothing_is_verified_while_an_earlier_relay_may_still_write() {
+    let mut host = Host::in_sync();
+    host.new_relay();
+    host.turns(8);
+    host.copied();
+    assert_eq!(verified(&host.turn()).len(), 2);
+    host.orphans = vec!["192.0.2.1 in state 04".into()];
+    assert_eq!(verified(&host.turn()), []);
+    host.orphans.clear();
+    host.alive.insert(200);
+    assert_eq!(verified(&host.turn()), []);
+}
+
+#[test]
+fn what_is_verified_belongs_to_one_opening_of_the_export() {
+    let mut host = Host::in_sync();
+    host.turn();
+    assert_eq!(host.status.disks[0].verified_bytes, SIZE / 2);
+    let reopened = host.decide(|seen| relay(seen).exports.get_mut("vda").unwrap().opening = "another".into());
+    assert_eq!((reopened.status.disks[0].verified_bytes, reopened.status.disks[1].verified_bytes), (0, SIZE / 2));
+    let host = Host::quiesced();
+    assert!(host.status.disks.iter().all(|disk| disk.verified_bytes == SIZE));
+    let quiesce = host.status.quiesce.unwrap();
+    assert_eq!((quiesce.compared_extents, quiesce.verified_extents), (Some(2), Some(30)));
+}
+
+#[test]
+fn a_difference_that_stands_while_the_guest_runs_voids_the_copy_and_the_alarm_stays_until_it_is_in_sync_again() {
+    let mut host = Host::in_sync();
+    host.turn();
+    let difference = host.verifications.get_mut("vdb").unwrap();
+    difference.difference_offset = Some(4096);
+    // One of an earlier opening means nothing.
+    let old = host.decide(|seen| relay(seen).exports.get_mut("vdb").unwrap().opening = "another".into());
+    assert_eq!((old.status.problem, old.status.in_sync), (None, Tri::Yes));
+    host.turn();
+    assert_eq!((host.reason(), host.status.restarts, host.status.in_sync), ("VerifyFailed", 1, Tri::No));
+    assert!(host.status.problem.as_ref().unwrap().message.contains("vdb differs from its target at byte 4096"));
+    assert_eq!(host.memory.as_ref().unwrap().attempt, None);
+    host.verifications.clear();
+    for _ in 0..8 {
+        host.turn();
+        assert_eq!(host.reason(), "VerifyFailed");
+    }
+    assert_eq!(host.status.reached, Some(Want::Mirror), "it copies again");
+    host.copied();
+    host.turn();
+    assert_eq!((host.reason(), host.status.in_sync), ("", Tri::Yes));
+    assert_eq!(host.shutdowns(), 0);
+}
+
+/// Which relay's counters a comparison may believe.
+fn believed(host: &mut Host) -> Vec<Option<Proviso>> {
+    host.want(Want::Quiesce);
+    host.turns(12);
+    let compares = host.done.iter().filter_map(|effect| match effect {
+        Effect::Compare { believe, .. } => Some(believe.clone()),
+        _ => None,
+    });
+    compares.collect()
+}
+
+#[test]
+fn counters_are_believed_only_of_a_source_that_shut_itself_down_under_one_qemu() {
+    let proviso = || Some(Proviso { relay_instance: "r1".into(), interruptions: 1, target_version: None });
+    assert_eq!(believed(&mut Host::in_sync()), [proviso(), proviso()]);
+
+    let mut off_by_limit = Host::in_sync();
+    off_by_limit.want(Want::Quiesce);
+    let order = |host: &mut Host| host.order.limits.verify_mib_per_second = 0;
+    order(&mut off_by_limit);
+    off_by_limit.turns(12);
+    let compares = |effect: &Effect| matches!(effect, Effect::Compare { believe: None, .. });
+    assert_eq!(off_by_limit.done.iter().filter(|effect| compares(effect)).count(), 2);
+
+    // Killed, not shut down.
+    let mut killed = Host::in_sync();
+    killed.obeys = false;
+    killed.want(Want::Quiesce);
+    killed.turns(4);
+    killed.power_off();
+    killed.turns(12);
+    assert_eq!(killed.status.quiesce.as_ref().unwrap().how, Some(HowOff::Unclear));
+    assert_eq!(killed.done.iter().filter(|effect| compares(effect)).count(), 2);
+
+    // The mirror was ended by hand while the guest was on its way down.
+    let mut cut = Host::in_sync();
+    cut.obeys = false;
+    cut.want(Want::Quiesce);
+    cut.turns(4);
+    cut.end_mirrors();
+    cut.turn();
+    cut.domain.shutdown_by = Some(ShutdownBy::Guest);
+    cut.power_off();
+    cut.turns(12);
+    assert_eq!(cut.status.quiesce.as_ref().unwrap().how, Some(HowOff::Clean));
+    assert_eq!(cut.done.iter().filter(|effect| compares(effect)).count(), 2);
+
+    // Somebody started it, and it was seen; then it went off as it was asked to.
+    let mut twice = Host::in_sync();
+    twice.memory.as_mut().unwrap().holders.get_mut("vdb").unwrap().insert(process(999));
+    assert_eq!(believed(&mut twice), [None, None]);
+
+    // An earlier QEMU that has long ended says nothing about this attempt.
+    let mut earlier = Host::new(Want::Mirror);
+    earlier.turn();
+    earlier.memory.as_mut().unwrap().holders.entry("vdb".into()).or_default().insert(process(999));
+    earlier.turns(4);
+    earlier.copied();
+    earlier.turn();
+    assert_eq!(earlier.status.in_sync, Tri::Yes);
+    assert_eq!(believed(&mut earlier), [proviso(), proviso()]);
 }
 
 #[test]
@@ -885,7 +1048,7 @@ fn equal_is_believed_only_of_the_driver_that_compared() {
     assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, None);
     assert_eq!(host.status.reached, None);
     for comparison in host.comparisons.values_mut() {
-        *comparison = ComparisonSeen::Equal { blake3: "h".into() };
+        *comparison = ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 16, verified_extents: 0 };
     }
     host.turn();
     assert!(host.status.quiesce.as_ref().unwrap().equal_at.clone().unwrap() > first);

@@ -234,10 +234,22 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         run_directory: setup.host.run_directory.clone(),
         want,
         disks: step::disk_copies(setup, &draft.status),
+        target_version: target_version(input, want, copy),
         limits: setup.host.limits.clone(),
         shutdown: draft.status.plan.as_ref().map_or(&input.spec.cutover.shutdown, |plan| &plan.shutdown).clone(),
         power_off_source: input.spec.cutover.on_source_started == OnSourceStarted::PowerOff,
     })
+}
+
+/// Version of the target for an order. A shutdown that is under way is not ordered anew: the permit to boot sees what has changed.
+fn target_version(input: &Input<'_>, want: Want, copy: Option<&BlockCopy>) -> Option<String> {
+    let before = || copy.and_then(|copy| copy.spec.target_version.clone());
+    let under_way = |copy: &BlockCopy| copy.spec.want == Want::Quiesce && !reached(copy, Want::Quiesce);
+    match want {
+        Want::Quiesce if copy.is_some_and(under_way) => before(),
+        Want::Mirror | Want::Quiesce => step::pinned_target(input).map(|vm| vm.etag.clone()).or_else(before),
+        Want::Inspect | Want::KeepOff | Want::Release | Want::Undo | Want::Retire => None,
+    }
 }
 
 /// A step that waits for its own effect waits in vain while that effect fails: then the failure is the reason.

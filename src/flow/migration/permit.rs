@@ -30,6 +30,9 @@ impl PowerOnPermit {
         let copy = current_copy(input)?;
         quiesced(input, copy.quiesce.as_ref().ok_or("the host side has not reported the shutdown")?)?;
         let target = same_target(input)?;
+        if compared_target(input) != Some(target.etag.as_str()) {
+            return Err("the target was changed after it was compared: it is compared again".into());
+        }
         Ok((Self(()), target))
     }
 }
@@ -61,6 +64,12 @@ fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing
     Ok(status)
 }
 
+/// Version of the target under which the current order has compared it.
+fn compared_target<'a>(input: &'a Input<'_>) -> Option<&'a str> {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return None };
+    copy.spec.target_version.as_deref()
+}
+
 fn quiesced(input: &Input<'_>, quiesce: &QuiesceStatus) -> Result<(), Missing> {
     let QuiesceStatus {
         marked_at,
@@ -73,6 +82,8 @@ fn quiesced(input: &Input<'_>, quiesce: &QuiesceStatus) -> Result<(), Missing> {
         writers_gone_at,
         equal_at,
         blake3: _,
+        compared_extents: _,
+        verified_extents: _,
     } = quiesce;
     let proofs = [
         (marked_at, "the source bears its mark"),

@@ -402,6 +402,9 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     let Fact::Known(Some(copy)) = &input.seen.copy else {
         return Progress::waits("Mirroring", "starting the host-side job");
     };
+    if draft.effects.iter().any(|effect| matches!(effect, Effect::OrderCopy(_))) {
+        return Progress::waits("Mirroring", "the host side is told what to copy");
+    }
     if let Some(age) = copy.status.as_ref().and_then(|report| too_old(input, report)) {
         let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
         return Progress::waits("HostSideSilent", message);
@@ -417,7 +420,7 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
 }
 
 /// The target as it was pinned, if it was asked for and found.
-fn pinned_target<'a>(input: &'a Input<'_>) -> Option<&'a TargetVm> {
+pub fn pinned_target<'a>(input: &'a Input<'_>) -> Option<&'a TargetVm> {
     let (Fact::Known(vms), Some(pinned)) = (&input.seen.target, &input.status.target) else { return None };
     vms.iter().find(|vm| vm.ext_id == pinned.ext_id)
 }
@@ -582,6 +585,7 @@ fn ends_the_cutover(reason: &str) -> bool {
     matches!(
         reason,
         "ShutdownTimedOut"
+            | "CutoverUnresolved"
             | "GuestCommandFailed"
             | "GuestRebooted"
             | "NotInSync"
@@ -638,7 +642,11 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let (permit, target) = match PowerOnPermit::prove_again(input) {
         Ok(proven) => proven,
-        Err(missing) => return not_proven_any_more(input, missing),
+        Err(missing) => {
+            // If the target was changed, the host side has to compare again.
+            order(input, draft, Want::Quiesce);
+            return not_proven_any_more(input, missing);
+        }
     };
     let mut slot = Some(intent);
     if let Some(order) = target_order::recorded(input, &mut slot, "power-on", target) {
@@ -784,6 +792,7 @@ fn disk_status(disk: &crate::api::block_copy::DiskCopyStatus) -> DiskStatus {
         total_bytes: disk.total_bytes,
         rate_mib_s: disk.rate_mib_s,
         backlog_bytes: disk.backlog_bytes,
+        verified_bytes: disk.verified_bytes,
     }
 }
 

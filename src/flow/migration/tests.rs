@@ -211,6 +211,7 @@ impl World {
             total_bytes: disk.size_bytes,
             rate_mib_s: 0,
             backlog_bytes: 0,
+            verified_bytes: disk.size_bytes,
             dirtied: true,
         });
         match want {
@@ -289,6 +290,8 @@ fn proven(now: &Time) -> QuiesceStatus {
         writers_gone_at: Some(MicroTime(now.0)),
         equal_at: Some(MicroTime(now.0)),
         blake3: vec![],
+        compared_extents: None,
+        verified_extents: None,
     }
 }
 
@@ -808,4 +811,38 @@ fn a_source_that_is_started_after_the_order_to_boot_was_recorded_is_told_and_can
     world.turns(20);
     assert_eq!(world.waits_for(), "RolledBack");
     assert!(world.source_runs);
+}
+
+#[test]
+fn a_target_that_was_changed_after_it_was_compared_is_compared_again_before_it_boots() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.copy.as_ref().is_none_or(|copy| copy.status.as_ref().is_none_or(|s| s.reached != Some(Want::Quiesce))) {
+        world.turn();
+    }
+    // Somebody ran it for a moment, and nobody saw it on.
+    world.target.as_mut().unwrap().etag.push('!');
+    let before = world.copy.as_ref().unwrap().spec.epoch;
+    world.host_answers = false;
+    world.turns(3);
+    let order = world.copy.as_ref().unwrap().spec.clone();
+    assert_eq!((order.epoch, order.target_version.as_deref()), (before + 1, Some("v1!")));
+    assert!(world.status.cutover.as_ref().unwrap().power_on.is_none());
+    world.host_answers = true;
+    world.turns(6);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+}
+
+#[test]
+fn a_cutover_that_was_called_off_stays_so_although_the_field_is_removed_at_once() {
+    let mut world = World::in_sync();
+    world.approve();
+    world.turns(2);
+    assert!(world.status.cutover.as_ref().is_some_and(|cutover| cutover.ordered_at.is_some()));
+    world.spec.rollback = Some(true);
+    world.turn();
+    world.spec.rollback = None;
+    world.turns(20);
+    assert_eq!(world.waits_for(), "RolledBack");
+    assert!(world.source_runs && world.power_ons.is_empty());
 }

@@ -54,10 +54,24 @@ pub fn undo(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if found.is_none() && matches!(&input.seen.copy, Fact::Known(None)) {
         return Progress::stalled("RolledBack", "nothing was begun; remove spec.rollback to go on");
     }
-    let off = if of_boot(input) { prove_target_off(input, draft) } else { both_would_run(input).map_or(Ok(()), Err) };
+    let off = if of_boot(input) {
+        prove_target_off(input, draft)
+    } else {
+        give_up_cutover(input, draft);
+        both_would_run(input).map_or(Ok(()), Err)
+    };
     match off {
         Ok(()) => give_back(input, draft),
         Err(progress) => progress,
+    }
+}
+
+/// A cutover that was called off is over, even if the field is removed before the source is given back.
+fn give_up_cutover(input: &Input<'_>, draft: &mut Draft) {
+    if let Some(cutover) = draft.status.cutover.as_mut().filter(|cutover| cutover.ordered_at.is_some()) {
+        let message = "spec.rollback was set before the target was ordered to boot".into();
+        let called_off = || Problem { reason: "RolledBack".into(), message, since: Time(input.now) };
+        cutover.abandoned.get_or_insert_with(called_off);
     }
 }
 

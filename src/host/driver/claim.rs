@@ -9,6 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::flow::copy::Memory;
 
+/// Ending of the files that keep what was verified of a disk.
+const LEDGER_ENDING: &str = "verified";
+
 /// Why a claim could not be read, taken or kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -41,6 +44,14 @@ impl Claims {
             return Err(Error::Name { name: name.into() });
         }
         Ok(self.directory.join(format!("{name}.{ending}")))
+    }
+
+    /// Where what was verified of a disk is kept, beside the domain's claim.
+    pub fn ledger(&self, domain_uuid: &str, device: &str) -> Result<PathBuf, Error> {
+        if device.contains('/') {
+            return Err(Error::Name { name: device.into() });
+        }
+        self.path(domain_uuid, &format!("{device}.{LEDGER_ENDING}"))
     }
 
     fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -91,9 +102,18 @@ impl Claims {
         self.sync()
     }
 
-    /// Gives the claim up; no error if there is none.
+    /// Gives the claim up, and what was kept beside it; no error if there is none.
     pub fn delete(&self, domain_uuid: &str) -> Result<(), Error> {
         let path = self.path(domain_uuid, "json")?;
+        let at = |doing| Self::at(doing, &self.directory);
+        for entry in fs::read_dir(&self.directory).into_iter().flatten() {
+            let beside = entry.map_err(at("reading"))?.path();
+            let of_it =
+                beside.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(domain_uuid));
+            if of_it && beside.extension().is_some_and(|ending| ending == LEDGER_ENDING) {
+                fs::remove_file(&beside).map_err(at("removing what was verified in"))?;
+            }
+        }
         match fs::remove_file(&path) {
             Ok(()) => self.sync(),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -143,8 +163,11 @@ mod tests {
         let newer = Memory { epoch: 2, ..memory("a") };
         claims.write(DOMAIN, &newer).unwrap();
         assert_eq!(claims.read(DOMAIN).unwrap(), Some(newer));
+        let ledger = claims.ledger(DOMAIN, "vda").unwrap();
+        fs::write(&ledger, b"").unwrap();
         claims.delete(DOMAIN).unwrap();
         claims.delete(DOMAIN).unwrap();
+        assert!(!ledger.exists());
         claims.create(DOMAIN, &memory("b")).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("claims")).unwrap().count(), 1, "no drafts are left");
     }
@@ -157,6 +180,7 @@ mod tests {
         fs::write(dir.path().join("claims").join(format!("{DOMAIN}.json")), b"{").unwrap();
         assert!(matches!(claims.read(DOMAIN), Err(Error::Invalid { .. })));
         assert!(matches!(claims.read("../../etc/passwd"), Err(Error::Name { .. })));
+        assert!(matches!(claims.ledger(DOMAIN, "../vda"), Err(Error::Name { .. })));
     }
 
     #[test]

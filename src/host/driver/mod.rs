@@ -5,11 +5,11 @@
 
 mod act;
 mod claim;
+mod compare;
 mod guest_command;
 mod observe;
 mod order;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
 use crate::edge::libvirt::Libvirt;
-use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
+use crate::flow::copy::{Decision, Effect, Fact, Found, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
 use order::{Files, Kubernetes, Order, Orders};
 
@@ -119,9 +119,12 @@ struct Driver {
     relay: RelayClient,
     relay_directory: PathBuf,
     claims: claim::Claims,
-    comparisons: act::Comparisons,
+    verifications: compare::Verifications,
+    comparisons: compare::Comparisons,
+    /// Version of the target VM that the comparisons are about.
+    compared_version: Option<String>,
     command: guest_command::Running,
-    holders: Option<(Instant, BTreeMap<String, Vec<Holder>>)>,
+    holders: Option<observe::HoldersThen>,
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
     reported_at: Option<Instant>,
@@ -136,7 +139,9 @@ impl Driver {
             relay: RelayClient::new(&relay_directory),
             relay_directory,
             claims: claim::Claims::new(&run_directory),
-            comparisons: act::Comparisons::default(),
+            verifications: compare::Verifications::default(),
+            comparisons: compare::Comparisons::default(),
+            compared_version: None,
             command: guest_command::Running::default(),
             holders: None,
             trouble: None,
@@ -155,6 +160,13 @@ impl Driver {
             self.comparisons.clear();
             self.command.clear();
         }
+        if self.compared_version != order.spec.target_version {
+            self.comparisons.clear();
+            self.compared_version.clone_from(&order.spec.target_version);
+        }
+        if !matches!(order.spec.want, Want::Mirror | Want::Quiesce) {
+            self.verifications.clear();
+        }
         let began = Instant::now();
         let seen = observe::observe(self, order).await;
         let now = Time(Timestamp::now());
@@ -171,6 +183,7 @@ impl Driver {
         if !recorded || began.elapsed() > MAX_DECISION_AGE {
             effects.retain(Effect::needs_no_record);
         }
+        self.verifications.pause_all_but(&effects);
         if let Some(uuid) = uuid {
             self.trouble = act::act(self, &uuid, effects).await;
         }
@@ -225,7 +238,8 @@ fn without_progress(status: &BlockCopyStatus) -> BlockCopyStatus {
     let mut status = status.clone();
     status.seen_at = None;
     for disk in &mut status.disks {
-        (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s, disk.backlog_bytes) = (0, 0, 0, 0);
+        (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s) = (0, 0, 0);
+        (disk.backlog_bytes, disk.verified_bytes) = (0, 0);
     }
     status
 }

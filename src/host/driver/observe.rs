@@ -1,6 +1,6 @@
 //! Looking: relay, then libvirt, then the host's processes. Reads only; what does not answer in time is unknown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::order::Order;
 use crate::api::block_copy::Want;
 use crate::edge::host_processes;
 use crate::flow::copy::{
-    DomainSeen, ExportSeen, Fact, Found, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen,
+    DomainSeen, ExportSeen, Fact, Found, Holder, Memory, Power, ProcessId, ProcessesSeen, RelaySeen, Seen,
 };
 use crate::host::relay::RelayStatus;
 
@@ -34,8 +34,16 @@ pub(super) async fn observe(driver: &mut Driver, order: &Order) -> Seen {
         Fact::Known(Found::One(domain)) => processes(driver, order, domain, &memory, &relay).await,
         Fact::Known(_) | Fact::Unknown(_) => Fact::Unknown("which disks to look for is not known".into()),
     };
-    let (command, comparisons) = (driver.command.seen(), driver.comparisons.seen());
-    Seen { found, memory, relay, processes, command, comparisons, trouble: driver.trouble.take() }
+    Seen {
+        found,
+        memory,
+        relay,
+        processes,
+        command: driver.command.seen(),
+        verifications: driver.verifications.seen(),
+        comparisons: driver.comparisons.seen(),
+        trouble: driver.trouble.take(),
+    }
 }
 
 /// A result as a fact; the whole chain of an error as the reason why it is unknown.
@@ -62,6 +70,7 @@ fn relay_seen(status: RelayStatus) -> RelaySeen {
     let exports = status.exports.into_iter().map(|export| {
         let seen = ExportSeen {
             size_bytes: export.size_bytes,
+            opening: export.opening.to_string(),
             connected: export.connected,
             broken: export.broken,
             backlog_bytes: export.backlog_bytes,
@@ -109,13 +118,14 @@ async fn processes(
         Ok(machine) => machine,
         Err(why) => return Fact::Unknown(why.clone()),
     };
-    // While it runs, who holds the disks changes rarely; a proof of "off" is always made from a list of this very turn.
+    // While it runs, who holds the disks changes rarely; a proof of "off" is always made from a list of this very turn. A domain that was
+    // started again, however shortly, has another id.
     let off = matches!(domain.power, Power::Off { .. });
     let recent = driver
         .holders
         .as_ref()
-        .filter(|(at, _)| !off && at.elapsed() < HOLDERS_AGE)
-        .map(|(_, holders)| holders.clone());
+        .filter(|then| !off && then.domain_id == domain.id && then.at.elapsed() < HOLDERS_AGE)
+        .map(|then| then.holders.clone());
     let look = Look {
         disks: machine.disks.iter().map(|disk| (disk.device.clone(), disk.path.clone())).collect(),
         domain_uuid: domain.uuid.clone(),
@@ -128,7 +138,7 @@ async fn processes(
             Fact::Unknown(_) => None,
         },
         servers: order.spec.disks.iter().filter_map(|disk| disk.target.server.address.parse().ok()).collect(),
-        look_for_sockets: order.spec.want == Want::Quiesce,
+        look_for_sockets: matches!(order.spec.want, Want::Mirror | Want::Quiesce),
     };
     let result = tokio::task::spawn_blocking(move || look.run(recent)).await;
     let seen = match result {
@@ -136,7 +146,8 @@ async fn processes(
         Err(err) => Fact::Unknown(format!("looking at the host's processes has failed: {err}")),
     };
     if let Fact::Known((processes, true)) = &seen {
-        driver.holders = Some((Instant::now(), processes.holders.clone()));
+        let holders = processes.holders.clone();
+        driver.holders = Some(HoldersThen { at: Instant::now(), domain_id: domain.id, holders });
     }
     match seen {
         Fact::Known((processes, _)) => Fact::Known(processes),
@@ -154,7 +165,14 @@ struct Look {
     look_for_sockets: bool,
 }
 
-type Holders = std::collections::BTreeMap<String, Vec<crate::flow::copy::Holder>>;
+type Holders = BTreeMap<String, Vec<Holder>>;
+
+/// Who held the disks, when, and under which id the domain ran then.
+pub(super) struct HoldersThen {
+    at: Instant,
+    domain_id: Option<u32>,
+    holders: Holders,
+}
 
 impl Look {
     /// Looks; true = the holders were looked at now.

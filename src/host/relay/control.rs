@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use uuid::Uuid;
 
 use super::exports::Exports;
 use super::target::TargetSpec;
@@ -76,6 +77,8 @@ pub struct RelayStatus {
 pub struct ExportStatus {
     pub name: String,
     pub size_bytes: u64,
+    /// Identity of this opening, under which its [write counters](super::writes) count.
+    pub opening: Uuid,
     /// An NBD client is attached under this name (tools under `NAME+durable` do not count).
     pub connected: bool,
     /// Why every request is answered with an error, if so. It stays so until the export is closed and opened again.
@@ -86,7 +89,9 @@ pub struct ExportStatus {
     pub backlog_bytes: u64,
     /// Written to the target's stable storage. Less than was received where writes overlapped or zeroes needed no writing.
     pub drained_bytes: u64,
-    /// Mean of the last 3 s.
+    /// Found on the target as it was to become, and so not written. Only a target that is not fresh is looked at.
+    pub skipped_bytes: u64,
+    /// Written or skipped: mean of the last 3 s.
     pub drain_rate_bytes_s: u64,
     /// Age of the oldest unanswered request of the guest; 0 = none.
     pub oldest_unanswered_millis: u64,
@@ -187,20 +192,19 @@ fn line(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Answers drivers until the listener fails.
-pub async fn serve_control(listener: UnixListener, exports: Arc<Exports>, instance: String) -> io::Result<()> {
-    let instance: Arc<str> = instance.into();
+pub async fn serve_control(listener: UnixListener, exports: Arc<Exports>) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
-        let (exports, instance) = (Arc::clone(&exports), Arc::clone(&instance));
+        let exports = Arc::clone(&exports);
         tokio::spawn(async move {
-            if let Err(error) = serve_driver(stream, &exports, &instance).await {
+            if let Err(error) = serve_driver(stream, &exports).await {
                 tracing::debug!(%error, "control connection ended");
             }
         });
     }
 }
 
-async fn serve_driver(stream: UnixStream, exports: &Exports, instance: &str) -> io::Result<()> {
+async fn serve_driver(stream: UnixStream, exports: &Exports) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -209,18 +213,18 @@ async fn serve_driver(stream: UnixStream, exports: &Exports, instance: &str) -> 
             return Ok(());
         }
         let reply = match serde_json::from_str(&text) {
-            Ok(request) => answer(request, exports, instance).await,
+            Ok(request) => answer(request, exports).await,
             Err(error) => Reply::Refused { message: format!("not a request of this version: {error}") },
         };
         writer.write_all(&line(&reply)).await?;
     }
 }
 
-async fn answer(request: Request, exports: &Exports, instance: &str) -> Reply {
+async fn answer(request: Request, exports: &Exports) -> Reply {
     let done = match request {
         Request::Status => {
             return Reply::Status(RelayStatus {
-                instance: instance.into(),
+                instance: exports.instance().to_string(),
                 pid: std::process::id(),
                 memory_bytes: exports.memory().total_bytes(),
                 memory_used_bytes: exports.memory().used_bytes(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore};
 
+use super::block_set::{BLOCK_BYTES, is_zero};
 use super::export::{Export, Life, RequestError};
 use super::memory::Buffer;
 use super::queue::{Content, Run, RunContent, gaps};
@@ -24,47 +25,77 @@ const RETRY_LAST: Duration = Duration::from_secs(2);
 pub async fn write_runs(export: Arc<Export>) {
     let mut connection = None;
     while let Some(run) = export.next_run().await {
-        if !write_run(&export, &mut connection, &run).await {
-            return;
-        }
-        export.complete(&run);
+        let Some(outcome) = write_run(&export, &mut connection, &run).await else { return };
+        export.complete(&run, outcome == Outcome::Skipped);
     }
 }
 
-/// Writes `run`, repeating it after passing faults; false when the export ended before it was written.
-async fn write_run(export: &Export, connection: &mut Option<Box<dyn TargetConnection>>, run: &Run) -> bool {
+/// How the target came to hold a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Written,
+    /// It held it already: an earlier copy put it there.
+    Skipped,
+}
+
+/// Writes `run`, repeating it after passing faults; `None` when the export ended before it was written.
+async fn write_run(export: &Export, connection: &mut Option<Box<dyn TargetConnection>>, run: &Run) -> Option<Outcome> {
     let mut pause = RETRY_FIRST;
     loop {
         match try_run(export, connection, run).await {
-            Ok(()) => return true,
+            Ok(outcome) => return Some(outcome),
             Err(error) if error.is_transient() => {
                 tracing::warn!(export = export.name, error = report(&error), "target is away");
             }
             Err(error) => {
                 export.break_off(&report(&error));
-                return false;
+                return None;
             }
         }
         *connection = None;
         if !pause_while_running(export, pause).await {
-            return false;
+            return None;
         }
         pause = (pause * 2).min(RETRY_LAST);
     }
 }
 
+/// The run is in flight all the while, so nothing that overlaps it is written between the look and the write.
 async fn try_run(
     export: &Export,
     connection: &mut Option<Box<dyn TargetConnection>>,
     run: &Run,
-) -> Result<(), TargetError> {
+) -> Result<Outcome, TargetError> {
     if connection.is_none() {
         *connection = Some(export.target.connect().await?);
     }
     let connection = connection.as_mut().expect("connected above");
+    if export.may_be_there(run) {
+        let mut there = vec![0; run.len as usize];
+        connection.read(run.offset, &mut there).await?;
+        if holds(&there, &run.content) {
+            return Ok(Outcome::Skipped);
+        }
+    }
     match &run.content {
-        RunContent::Data(pieces) => connection.write(run.offset, pieces).await,
-        RunContent::Zero => connection.zero(run.offset, run.len).await,
+        RunContent::Data(pieces) => connection.write(run.offset, pieces).await?,
+        RunContent::Zero => connection.zero(run.offset, run.len).await?,
+    }
+    Ok(Outcome::Written)
+}
+
+/// Whether `there` is what a run of that length would write.
+fn holds(there: &[u8], content: &RunContent) -> bool {
+    match content {
+        RunContent::Data(pieces) => {
+            let mut rest = there;
+            pieces.iter().all(|piece| {
+                let (part, after) = rest.split_at(piece.len());
+                rest = after;
+                part == piece
+            })
+        }
+        RunContent::Zero => there.chunks(BLOCK_BYTES as usize).all(is_zero),
     }
 }
 

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use uuid::Uuid;
 
+use super::block_set::{BLOCK_BYTES, BlockSet, blocks, is_zero};
 use super::memory::Share;
 use super::queue::{Content, Piece, Prefer, Queue, Run};
 use super::target::{Target, TargetSpec};
-use super::written::{Written, blocks, is_zero};
+use super::writes::WriteCounters;
 
 /// How long an export counts as throttled after a request had to wait for room.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
@@ -72,13 +74,15 @@ pub struct Export {
     pub target: Arc<dyn Target>,
     pub share: Arc<Share>,
     state: Mutex<State>,
+    counters: WriteCounters,
     work: Notify,
     life: watch::Sender<Life>,
 }
 
 struct State {
     queue: Queue,
-    written: Written,
+    written: BlockSet,
+    unknown: BlockSet,
     /// Writes that wait for room, in order.
     waiting: VecDeque<WaitingWrite>,
     /// Durable requests, and the write that must be on the target before each is answered.
@@ -89,6 +93,9 @@ struct State {
     guests: usize,
     received_bytes: u64,
     drained_bytes: u64,
+    skipped_bytes: u64,
+    /// A guest's client went without goodbye, or was refused a change: what it meant to write may be missing.
+    spoilt: bool,
     /// What was acknowledged and thrown away when the export broke.
     lost_bytes: u64,
     samples: VecDeque<(Instant, u64)>,
@@ -109,6 +116,7 @@ pub struct Counts {
     pub received_bytes: u64,
     pub backlog_bytes: u64,
     pub drained_bytes: u64,
+    pub skipped_bytes: u64,
     pub drain_rate_bytes_s: u64,
     pub oldest_unanswered: Option<Duration>,
     pub throttled: bool,
@@ -128,10 +136,12 @@ impl Export {
         fresh: bool,
         target: Arc<dyn Target>,
         share: Arc<Share>,
+        counters: WriteCounters,
     ) -> Self {
         let state = State {
             queue: Queue::default(),
-            written: Written::new(size_bytes, fresh),
+            written: BlockSet::new(size_bytes, !fresh),
+            unknown: BlockSet::new(size_bytes, !fresh),
             waiting: VecDeque::new(),
             flushes: Vec::new(),
             watched: BTreeMap::new(),
@@ -139,6 +149,8 @@ impl Export {
             guests: 0,
             received_bytes: 0,
             drained_bytes: 0,
+            skipped_bytes: 0,
+            spoilt: false,
             lost_bytes: 0,
             samples: VecDeque::new(),
             last_wait: None,
@@ -151,6 +163,7 @@ impl Export {
             target,
             share,
             state: Mutex::new(state),
+            counters,
             work: Notify::new(),
             life: watch::Sender::new(Life::Running),
         }
@@ -167,6 +180,21 @@ impl Export {
     /// For waiting until the export broke or closed.
     pub fn watch_life(&self) -> watch::Receiver<Life> {
         self.life.subscribe()
+    }
+
+    /// Identity of this opening.
+    pub fn opening(&self) -> Uuid {
+        self.counters.opening()
+    }
+
+    /// A client asks for a change. To be called before anything is done for it, and above all before it is answered.
+    pub fn announce(&self, offset: u64, len: u64) {
+        self.counters.touch(offset, len);
+    }
+
+    /// A client was refused a change that it may have made elsewhere.
+    pub fn refuse(&self, durable: bool) {
+        self.state().spoilt |= !durable;
     }
 
     /// Takes a write; answered as soon as there is room for it (and, if durable with FUA, when it is on the target).
@@ -233,10 +261,11 @@ impl Export {
         self.state().guests += usize::from(!durable);
     }
 
-    /// A client is gone; what it still waits for was never acknowledged and is dropped.
-    pub fn detach(&self, connection: u64, durable: bool) {
+    /// A client is gone; what it still waits for was never acknowledged and is dropped. `goodbye`: it said that nothing follows.
+    pub fn detach(&self, connection: u64, durable: bool, goodbye: bool) {
         let mut state = self.state();
         state.guests -= usize::from(!durable);
+        state.spoilt |= !durable && !goodbye;
         state.waiting.retain(|write| write.ticket.connection != connection);
         state.flushes.retain(|(_, ticket)| ticket.connection != connection);
         self.admit(&mut state);
@@ -269,11 +298,31 @@ impl Export {
         run
     }
 
-    /// A run is on the target's stable storage: frees its memory, admits who waited for it, answers flushes.
-    pub fn complete(&self, run: &Run) {
+    /// Whether the target may hold already what `run` writes: part of it was never looked at since the export was opened.
+    ///
+    /// So a copy that starts again reads each block once and writes only what differs, and a guest that writes to the same place again is
+    /// not made to wait for a read that would find a difference.
+    pub fn may_be_there(&self, run: &Run) -> bool {
+        let state = self.state();
+        blocks(run.offset, run.len).any(|(at, _)| state.unknown.contains(at))
+    }
+
+    /// A run is on the target's stable storage, `skipped` = it was there before: frees its memory, admits who waited for it, answers flushes.
+    pub fn complete(&self, run: &Run, skipped: bool) {
         let mut state = self.state();
+        self.counters.touch(run.offset, run.len);
         state.queue.complete(run);
-        state.drained_bytes += run.len;
+        for (at, len) in blocks(run.offset, run.len) {
+            // A part of a block says nothing of the rest.
+            if len == BLOCK_BYTES {
+                state.unknown.remove(at);
+            }
+        }
+        if skipped {
+            state.skipped_bytes += run.len;
+        } else {
+            state.drained_bytes += run.len;
+        }
         if self.life() != Life::Running {
             return;
         }
@@ -294,10 +343,25 @@ impl Export {
         self.end(&mut state, Life::Broken(reason.into()));
     }
 
-    /// Ends the export for good: clients are cut off.
-    pub fn close(&self) {
+    /// Ends the export for good: clients are cut off. With `seal` its write counters are sealed, if nothing can have been missed; true if so.
+    pub fn close(&self, seal: bool) -> bool {
         let mut state = self.state();
+        let complete = seal
+            && self.life() == Life::Running
+            && !state.spoilt
+            && state.guests == 0
+            && state.waiting.is_empty()
+            && state.queue.backlog_bytes() == 0;
         self.end(&mut state, Life::Closed);
+        let sealed = complete && self.counters.seal().is_ok();
+        if seal && !sealed {
+            tracing::warn!(
+                export = self.name,
+                state.spoilt,
+                "the write counters are not sealed: everything will be compared"
+            );
+        }
+        sealed
     }
 
     fn end(&self, state: &mut State, life: Life) {
@@ -341,6 +405,7 @@ impl Export {
             received_bytes: state.received_bytes,
             backlog_bytes: state.queue.backlog_bytes() + state.lost_bytes,
             drained_bytes: state.drained_bytes,
+            skipped_bytes: state.skipped_bytes,
             drain_rate_bytes_s: state.drain_rate_bytes_s(now),
             oldest_unanswered: state.oldest_unanswered(now),
             throttled: recently || !state.waiting.is_empty(),
@@ -422,11 +487,16 @@ impl State {
         Some(now.duration_since(oldest))
     }
 
+    /// What the target was brought to hold, or held already.
+    fn settled_bytes(&self) -> u64 {
+        self.drained_bytes + self.skipped_bytes
+    }
+
     fn sample(&mut self, now: Instant) {
         const WINDOW: Duration = Duration::from_secs(3);
         const STEP: Duration = Duration::from_millis(250);
         if self.samples.back().is_none_or(|(at, _)| now.duration_since(*at) >= STEP) {
-            self.samples.push_back((now, self.drained_bytes));
+            self.samples.push_back((now, self.settled_bytes()));
         }
         while self.samples.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             self.samples.pop_front();
@@ -436,6 +506,6 @@ impl State {
     fn drain_rate_bytes_s(&self, now: Instant) -> u64 {
         let Some((at, before)) = self.samples.front() else { return 0 };
         let millis = u64::try_from(now.duration_since(*at).as_millis()).unwrap_or(u64::MAX);
-        ((self.drained_bytes - before) * 1000).checked_div(millis).unwrap_or(0)
+        ((self.settled_bytes() - before) * 1000).checked_div(millis).unwrap_or(0)
     }
 }

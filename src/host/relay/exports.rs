@@ -1,16 +1,19 @@
 //! The open exports of one relay, by name.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::control::ExportStatus;
 use super::drain::{Readers, WRITERS, report, write_runs};
 use super::export::{Export, Life};
 use super::memory::{MIN_SHARE_BYTES, Memory};
 use super::target::{Target, TargetSpec};
+use super::writes::WriteCounters;
 
 /// Suffix of an export's name under which tools get honest flushes.
 pub const DURABLE_SUFFIX: &str = "+durable";
@@ -30,6 +33,9 @@ type Open = BTreeMap<String, (Arc<Opened>, Vec<JoinHandle<()>>)>;
 /// See the module's text.
 pub struct Exports {
     memory: Arc<Memory>,
+    /// Where the write counters are kept.
+    directory: PathBuf,
+    instance: Uuid,
     open: Mutex<Open>,
     /// Writers of closed exports that still wait for the server's answer to their last call.
     ending: Mutex<Vec<(TargetSpec, JoinHandle<()>)>>,
@@ -38,9 +44,12 @@ pub struct Exports {
 }
 
 impl Exports {
-    pub fn new(memory: Arc<Memory>) -> Arc<Self> {
+    /// `instance`: identity of this relay process. `directory`: its run directory.
+    pub fn new(memory: Arc<Memory>, directory: &Path, instance: Uuid) -> Arc<Self> {
         Arc::new(Self {
             memory,
+            directory: directory.into(),
+            instance,
             open: Mutex::default(),
             ending: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
@@ -49,6 +58,11 @@ impl Exports {
 
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Identity of this relay process.
+    pub fn instance(&self) -> Uuid {
+        self.instance
     }
 
     fn open_now(&self) -> MutexGuard<'_, Open> {
@@ -86,7 +100,9 @@ impl Exports {
             let (total, least) = (self.memory.total_bytes() >> 20, MIN_SHARE_BYTES >> 20);
             format!("{total} MiB of memory are too little for one more export: each needs {least} MiB")
         })?;
-        let export = Arc::new(Export::new(name, size_bytes, spec.clone(), fresh, target, share));
+        let counters =
+            WriteCounters::create(&self.directory, name, self.instance, size_bytes).map_err(|e| report(&e))?;
+        let export = Arc::new(Export::new(name, size_bytes, spec.clone(), fresh, target, share, counters));
         let writers = (0..WRITERS).map(|_| tokio::spawn(write_runs(Arc::clone(&export)))).collect();
         tracing::info!(export = name, size_bytes, target = %spec, fresh, "export open");
         self.open_now().insert(name.into(), (Arc::new(Opened { export, readers: Readers::default() }), writers));
@@ -94,10 +110,12 @@ impl Exports {
     }
 
     fn check(&self, name: &str, size_bytes: u64, spec: &TargetSpec) -> Result<(), String> {
-        if name.is_empty() || name.len() > NAME_MAX_BYTES || name.contains(|c: char| !c.is_ascii_graphic() || c == '+')
+        if name.is_empty()
+            || name.len() > NAME_MAX_BYTES
+            || name.contains(|c: char| !c.is_ascii_graphic() || "+/".contains(c))
         {
             return Err(format!(
-                "export name {name:?} is not 1 to {NAME_MAX_BYTES} printable ASCII characters without '+'"
+                "export name {name:?} is not 1 to {NAME_MAX_BYTES} printable ASCII characters without '+' and '/'"
             ));
         }
         if size_bytes == 0 {
@@ -118,7 +136,7 @@ impl Exports {
     }
 
     /// Closes an export: cuts its clients off and ends its writers. One that holds acknowledged bytes is closed only if they are given up
-    /// (`discard`) or it is broken. Closing what is not open is no error.
+    /// (`discard`) or it is broken. Closing what is not open is no error. Its write counters are sealed if nothing was given up.
     pub fn close(&self, name: &str, discard: bool) -> Result<(), String> {
         let mut open = self.open_now();
         let Some((opened, _)) = open.get(name) else { return Ok(()) };
@@ -131,8 +149,10 @@ impl Exports {
         }
         let (opened, writers) = open.remove(name).expect("looked at a moment ago");
         drop(open);
-        opened.export.close();
-        tracing::info!(export = name, backlog_bytes, "export closed");
+        let sealed = opened.export.close(!discard);
+        let counts = opened.export.counts(Instant::now());
+        let (drained_bytes, skipped_bytes) = (counts.drained_bytes, counts.skipped_bytes);
+        tracing::info!(export = name, backlog_bytes, drained_bytes, skipped_bytes, sealed, "export closed");
         let ending = writers.into_iter().map(|writer| (opened.export.spec.clone(), writer));
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).extend(ending);
         Ok(())
@@ -172,6 +192,7 @@ impl Exports {
             ExportStatus {
                 name: export.name.clone(),
                 size_bytes: export.size_bytes,
+                opening: export.opening(),
                 connected: counts.guests > 0,
                 broken: match export.life() {
                     Life::Broken(reason) => Some(reason),
@@ -180,6 +201,7 @@ impl Exports {
                 received_bytes: counts.received_bytes,
                 backlog_bytes: counts.backlog_bytes,
                 drained_bytes: counts.drained_bytes,
+                skipped_bytes: counts.skipped_bytes,
                 drain_rate_bytes_s: counts.drain_rate_bytes_s,
                 oldest_unanswered_millis: counts
                     .oldest_unanswered

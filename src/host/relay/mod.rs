@@ -14,9 +14,10 @@
 //! - After an error nothing is hidden: a broken export stays broken until it is closed and opened again.
 //!
 //! Files: [`supervisor`] and [`worker`] are the two processes; [`control`] is how the driver talks to it; [`handshake`] and
-//! [`transmission`] speak NBD; [`exports`] holds the open ones; [`export`] is one of them, over [`queue`], [`memory`] and [`written`];
-//! [`drain`] moves bytes to a [`target`].
+//! [`transmission`] speak NBD; [`exports`] holds the open ones; [`export`] is one of them, over [`queue`], [`memory`] and [`block_set`];
+//! [`drain`] moves bytes to a [`target`]; [`writes`] tells the driver which extents were touched.
 
+pub mod block_set;
 pub mod control;
 pub mod drain;
 pub mod export;
@@ -28,7 +29,7 @@ pub mod supervisor;
 pub mod target;
 pub mod transmission;
 pub mod worker;
-pub mod written;
+pub mod writes;
 
 use std::path::PathBuf;
 use std::time::Duration;

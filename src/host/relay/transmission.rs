@@ -77,7 +77,7 @@ async fn serve_client(mut stream: UnixStream, exports: &Exports) -> io::Result<(
         }
     }
     sender.abort();
-    opened.export.detach(connection, durable);
+    opened.export.detach(connection, durable, matches!(result, Ok(End::Disconnect)));
     result.map(|_| ())
 }
 
@@ -155,12 +155,19 @@ impl Client {
         };
         let export = &self.opened.export;
         let fua = request.flags & FLAG_FUA != 0;
+        let changes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
         if let Err(error) = check(&request, export.size_bytes) {
+            if changes {
+                export.refuse(self.durable);
+            }
             if request.command == CMD_WRITE {
                 skip(reader, request.len).await?;
             }
             ticket.answer(Err(error));
             return Ok(());
+        }
+        if changes {
+            export.announce(request.offset, request.len);
         }
         match request.command {
             CMD_WRITE => match self.buffer(&ticket, request.len, life).await {

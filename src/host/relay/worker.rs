@@ -39,15 +39,15 @@ pub fn run(args: &RelayArgs, supervisor: u32) -> Result<()> {
 }
 
 async fn serve(args: &RelayArgs, signs: File) -> Result<()> {
-    let exports = Exports::new(Memory::new(u64::from(args.memory_mib) << 20));
-    let instance = uuid::Uuid::new_v4().to_string();
+    let instance = uuid::Uuid::new_v4();
+    let exports = Exports::new(Memory::new(u64::from(args.memory_mib) << 20), &args.run_directory, instance);
     // The directory decides who reaches QEMU's socket: QEMU runs as another user. Control is for the driver alone.
     let nbd = listen(&args.run_directory.join(NBD_SOCKET), 0o666)?;
     let control = listen(&args.run_directory.join(CONTROL_SOCKET), 0o600)?;
-    tracing::info!(instance, directory = %args.run_directory.display(), memory_mib = args.memory_mib, "relay serves");
+    tracing::info!(%instance, directory = %args.run_directory.display(), memory_mib = args.memory_mib, "relay serves");
     tokio::select! {
         result = serve_nbd(nbd, Arc::clone(&exports)) => result.context("accept NBD clients"),
-        result = serve_control(control, Arc::clone(&exports), instance) => result.context("accept drivers"),
+        result = serve_control(control, Arc::clone(&exports)) => result.context("accept drivers"),
         result = keep_time(&exports, args.limits(), signs) => result,
     }
 }

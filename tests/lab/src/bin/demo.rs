@@ -246,12 +246,13 @@ impl Timeline {
         let sum = |of: fn(&DiskStatus) -> u64| disks.iter().map(of).sum::<u64>();
         let (copied, total) = (sum(|disk| disk.copied_bytes), sum(|disk| disk.total_bytes).max(1));
         let text = format!(
-            "{:<10} {:>4} of {} MiB, {:>3} MiB/s, backlog {} MiB",
+            "{:<10} {:>4} of {} MiB, {:>3} MiB/s, backlog {} MiB, verified {} MiB",
             disks.first().map_or("", |disk| &disk.state),
             copied / MIB,
             total / MIB,
             sum(|disk| disk.rate_mib_s.into()),
             sum(|disk| disk.backlog_bytes) / MIB,
+            sum(|disk| disk.verified_bytes) / MIB,
         );
         self.progress_at = Some(Instant::now());
         if redraws {

@@ -52,13 +52,21 @@ pub struct LabOptions {
     pub relay_memory_mib: u32,
     /// The stated bound of [`drover::api::libvirt_host::CopyLimits::max_guest_stall_millis`].
     pub max_guest_stall_millis: u32,
+    /// Pace at which disks in sync are verified; 0 = everything is compared in the outage.
+    pub verify_mib_per_second: u32,
     /// Told what is being started.
     pub progress: fn(&str),
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { storage_bytes_per_s: None, relay_memory_mib: 64, max_guest_stall_millis: 3000, progress: |_| {} }
+        Self {
+            storage_bytes_per_s: None,
+            relay_memory_mib: 64,
+            max_guest_stall_millis: 3000,
+            verify_mib_per_second: 64,
+            progress: |_| {},
+        }
     }
 }
 

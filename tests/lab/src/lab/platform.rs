@@ -35,7 +35,8 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> String {
                 "runDirectory": run_directory,
                 "libvirtDirectory": lab.libvirt.socket_dir(),
                 "diskDirectories": [lab.libvirt.disk_dir()],
-                "limits": {"maxGuestStallMillis": options.max_guest_stall_millis, "relayMemoryMib": options.relay_memory_mib},
+                "limits": {"maxGuestStallMillis": options.max_guest_stall_millis, "relayMemoryMib": options.relay_memory_mib,
+                    "verifyMibPerSecond": options.verify_mib_per_second},
             },
         }),
         json!({
