@@ -24,6 +24,10 @@ test: setup check build ## Everything that must hold: quick checks, then every p
 test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
 	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --test-threads=2)
 
+.PHONY: soak
+soak: setup build ## Machines move there and back while things break: MINUTES=30 [SEED=n] [GUESTS=2]
+	@target/debug/soak --minutes $(or $(MINUTES),30) --guests $(or $(GUESTS),2) $(if $(SEED),--seed $(SEED))
+
 .PHONY: check
 check: deny ## The quick loop: format, lints, unit tests, generated files
 	$(call timed,format,cargo fmt --all --check)
