@@ -21,8 +21,7 @@ pub async fn leftovers(lab: &Lab, sources: &[Domain]) -> Result<Vec<String>> {
     let host_side = pods.iter().filter(|pod| !pod.name_any().starts_with("drover-operator"));
     left.extend(host_side.map(|found| format!("Pod {}", found.name_any())));
     left.extend(relays(lab));
-    left.extend(files(&lab.dir().join("run"), &["claims"]));
-    left.extend(files(&lab.dir().join("run/claims"), &[]));
+    left.extend(files(lab, |name| name.ends_with(".json") || name.ends_with(".draft")));
     for source in sources {
         let xml = source.xml()?;
         for trace in ["https://drover.dev/migration", "<mirror"] {
@@ -53,8 +52,14 @@ fn relays(lab: &Lab) -> Vec<String> {
     found
 }
 
-fn files(dir: &std::path::Path, but: &[&str]) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+/// What does nothing, but is still in the run directory until the host boots: a lock that nobody holds and the relay's dead sockets.
+pub fn inert(lab: &Lab) -> usize {
+    let entries = std::fs::read_dir(lab.dir().join("run")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name() != "claims").count() + files(lab, |name| name.ends_with(".lock")).len()
+}
+
+fn files(lab: &Lab, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
+    let entries = std::fs::read_dir(lab.dir().join("run/claims")).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| !but.contains(&name.as_str())).map(|name| format!("file {}/{name}", dir.display())).collect()
+    names.filter(|name| is_meant(name)).map(|name| format!("claim file {name}")).collect()
 }

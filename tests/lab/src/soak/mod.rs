@@ -83,6 +83,7 @@ impl Soak {
             tokio::time::sleep(Duration::from_millis(500)).await;
         };
         tally.leftovers = left.len() as u64;
+        tally.inert_files = leftovers::inert(lab) as u64;
         tally.violations.extend(left.into_iter().map(|what| format!("left behind: {what}")));
         Ok(())
     }

@@ -45,8 +45,10 @@ impl Rounds {
         let deadline = Instant::now() + LIMIT;
         let (fault, at) = Fault::draw(&mut self.random);
         self.tell(&format!("round {number}: {fault} {at}"));
+        // Now and then nobody is asked again: the approval that was given before goes for this round, too.
+        let keeps_approval = number > 1 && at != At::InSync && self.random.once_in(4);
         let mut armed = Some((fault, at));
-        let ended = self.there_and_back(deadline, &mut armed).await;
+        let ended = self.there_and_back(number, keeps_approval, deadline, &mut armed).await;
         let stuck =
             |error: anyhow::Error| Stuck(format!("{} round {number} ({fault} {at}): {error:#}", self.source.name));
         ended.map_err(stuck)?;
@@ -57,15 +59,23 @@ impl Rounds {
         Ok(())
     }
 
-    async fn there_and_back(&mut self, deadline: Instant, armed: &mut Option<(Fault, At)>) -> Result<()> {
+    async fn there_and_back(
+        &mut self,
+        number: u64,
+        keeps_approval: bool,
+        deadline: Instant,
+        armed: &mut Option<(Fault, At)>,
+    ) -> Result<()> {
+        if number > 1 {
+            self.try_again(keeps_approval).await?;
+        }
         self.go_to("Migrated", deadline, armed).await?;
         self.tally.migrations += 1;
         self.compare().await?;
         self.patch(json!({"rollback": true})).await?;
         self.go_to("RolledBack", deadline, armed).await?;
         self.tally.rollbacks += 1;
-        self.source_writes_on(deadline).await?;
-        self.try_again().await
+        self.source_writes_on(deadline).await
     }
 
     /// Acts as a person would until the migration is in `phase`.
@@ -88,7 +98,7 @@ impl Rounds {
             if migration.spec.rollback == Some(true) && phase == "Migrated" {
                 if status.phase.as_deref() == Some("RolledBack") {
                     self.tally.rollbacks += 1;
-                    self.try_again().await?;
+                    self.try_again(true).await?;
                 }
             } else if waits_for(status, "Approval") && migration.spec.approved != Some(true) {
                 self.lab.approve(&self.source.name).await?;
@@ -139,11 +149,11 @@ impl Rounds {
         Ok(())
     }
 
-    /// Withdraws the rollback and begins anew, now and then with the approval that was given before.
-    async fn try_again(&mut self) -> Result<()> {
+    /// Withdraws the rollback and begins anew.
+    async fn try_again(&mut self, keeps_approval: bool) -> Result<()> {
         self.attempt += 1;
         let mut spec = json!({"rollback": null, "attempt": self.attempt});
-        if !self.random.once_in(4) {
+        if !keeps_approval {
             spec["approved"] = Value::Null;
             spec["approvedDigest"] = Value::Null;
         }

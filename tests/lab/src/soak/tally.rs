@@ -24,6 +24,8 @@ pub struct Tally {
     pub stall_bound_millis: u64,
     pub stuck: u64,
     pub leftovers: u64,
+    /// Locks that nobody holds and dead sockets: no violation.
+    pub inert_files: u64,
     /// Every violation in words.
     pub violations: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Tally {
         self.stall_bound_millis = self.stall_bound_millis.max(other.stall_bound_millis);
         self.stuck += other.stuck;
         self.leftovers += other.leftovers;
+        self.inert_files += other.inert_files;
         self.violations.extend(other.violations);
     }
 }
@@ -71,6 +74,7 @@ impl fmt::Display for Tally {
         row(&stall, format!("{} ms", self.worst_stall_millis))?;
         row("stuck", self.stuck.to_string())?;
         row("leftovers", self.leftovers.to_string())?;
+        row("free locks and dead sockets in the run directory", self.inert_files.to_string())?;
         for violation in &self.violations {
             writeln!(out, "  VIOLATION {violation}")?;
         }
