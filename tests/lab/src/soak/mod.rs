@@ -133,6 +133,10 @@ fn take_in(tally: &mut Tally, seen: &Seen, bound: u64) {
     tally.source_boots = ledger.checked_boots;
     tally.lost += ledger.lost;
     tally.double_runs = ledger.double_runs.len() as u64;
+    tally.looks = (seen.source_looks.load(Ordering::SeqCst), seen.target_looks.load(Ordering::SeqCst));
+    if tally.migrations > 0 && (tally.looks.0 == 0 || tally.looks.1 == 0) {
+        tally.violations.push(format!("the watch was blind: it saw a source and a target {:?} times", tally.looks));
+    }
     tally.worst_stall_millis = ledger.worst_stall_millis;
     tally.violations.extend(ledger.complaints);
     tally.violations.extend(ledger.double_runs.into_iter().map(|when| format!("both sides ran: {when}")));

@@ -20,6 +20,8 @@ pub struct Tally {
     pub source_boots: u64,
     pub lost: u64,
     pub double_runs: u64,
+    /// Looks at which the sources ran, and at which the targets ran.
+    pub looks: (u64, u64),
     pub worst_stall_millis: u64,
     pub stall_bound_millis: u64,
     pub stuck: u64,
@@ -45,6 +47,7 @@ impl Tally {
         self.source_boots += other.source_boots;
         self.lost += other.lost;
         self.double_runs += other.double_runs;
+        self.looks = (self.looks.0 + other.looks.0, self.looks.1 + other.looks.1);
         self.worst_stall_millis = self.worst_stall_millis.max(other.worst_stall_millis);
         self.stall_bound_millis = self.stall_bound_millis.max(other.stall_bound_millis);
         self.stuck += other.stuck;
@@ -69,6 +72,9 @@ impl fmt::Display for Tally {
         row("records acknowledged on the sources", self.acknowledged.to_string())?;
         row("boots of the sources, all records checked", self.source_boots.to_string())?;
         row("lost", self.lost.to_string())?;
+        let (source, target) = self.looks;
+        row("looks at which a source ran", source.to_string())?;
+        row("looks at which a target ran", target.to_string())?;
         row("double runs", self.double_runs.to_string())?;
         let stall = format!("worst guest stall (bound {} ms)", self.stall_bound_millis);
         row(&stall, format!("{} ms", self.worst_stall_millis))?;

@@ -18,6 +18,9 @@ const CONSOLE_EVERY: Duration = Duration::from_millis(200);
 pub struct Seen {
     /// The round that goes on: what a violation is told with.
     pub round: AtomicU64,
+    /// Looks at which the source ran, and at which the target ran: a watch that never saw one of them proves nothing.
+    pub source_looks: AtomicU64,
+    pub target_looks: AtomicU64,
     stop: AtomicBool,
     ledger: Mutex<Ledger>,
 }
@@ -104,7 +107,7 @@ pub fn watch(lab: &Arc<Lab>, source: &Domain, start: Instant) -> Arc<Seen> {
     std::thread::spawn(move || {
         let mut console_read = start;
         while !shared.stop.load(Ordering::SeqCst) {
-            if both_run(&lab, &source.name) {
+            if both_run(&lab, &source.name, &shared) {
                 let at = start.elapsed().as_secs_f64();
                 shared.lock().double_runs.push(format!("{} round {} at {at:.2} s", source.name, shared.round()));
             }
@@ -119,10 +122,13 @@ pub fn watch(lab: &Arc<Lab>, source: &Domain, start: Instant) -> Arc<Seen> {
 }
 
 /// Whether source and target ran at one moment: the target is looked at between two looks at the source that saw the same process.
-fn both_run(lab: &Lab, name: &str) -> bool {
-    let Some(before) = lab.libvirt.qemu_pid(name) else { return false };
+fn both_run(lab: &Lab, name: &str, seen: &Seen) -> bool {
+    let before = lab.libvirt.qemu_pid(name);
     let on = lab.prism.vm_by_name(name).is_some_and(|vm| lab.hypervisor.is_on(&vm.uuid));
-    on && lab.libvirt.qemu_pid(name) == Some(before)
+    let after = lab.libvirt.qemu_pid(name);
+    seen.source_looks.fetch_add(u64::from(before.is_some()), Ordering::SeqCst);
+    seen.target_looks.fetch_add(u64::from(on), Ordering::SeqCst);
+    on && before.is_some() && before == after
 }
 
 #[cfg(test)]
