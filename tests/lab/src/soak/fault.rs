@@ -30,6 +30,15 @@ pub enum Fault {
     WithdrawApproval,
 }
 
+/// What is drawn for a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Blow {
+    pub fault: Fault,
+    pub at: At,
+    /// How long after the step was reached: the steps of a cutover have parts that a status shows too late to aim at.
+    pub delay: Duration,
+}
+
 /// The step at which a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
@@ -42,10 +51,34 @@ pub enum At {
 
 const STEPS: [At; 5] = [At::Copying, At::InSync, At::Quiesce, At::Boot, At::RollingBack];
 
+impl Blow {
+    /// Draws one.
+    pub fn draw(random: &mut Random) -> Self {
+        let fault = Fault::draw(random);
+        // Whoever rolls back already can neither roll back nor withdraw the approval.
+        let steps = if matches!(fault, Fault::RollBack | Fault::WithdrawApproval) { &STEPS[..4] } else { &STEPS[..] };
+        let at = random.one_of(steps);
+        let longest = if matches!(at, At::Copying | At::InSync) { 2000 } else { 6000 };
+        let delay = if random.once_in(3) { 0 } else { random.between(0, longest) };
+        Self { fault, at, delay: Duration::from_millis(delay) }
+    }
+
+    /// Lets it happen, `delay` from now. What takes a while goes on by itself. An error means that there was nothing to break, e.g. no
+    /// pod any more.
+    pub async fn strike(self, lab: &Arc<Lab>, name: &str) -> Result<()> {
+        let withdraws = self.fault == Fault::WithdrawApproval;
+        // Early in a round there is no approval yet that could be withdrawn.
+        if withdraws && lab.migrations().get(name).await?.spec.approved != Some(true) {
+            lab.approve(name).await?;
+        }
+        tokio::time::sleep(self.delay).await;
+        self.fault.strike(lab, name).await
+    }
+}
+
 impl Fault {
-    /// A fault and the step at which it strikes.
-    pub fn draw(random: &mut Random) -> (Self, At) {
-        let fault = match random.between(0, 12) {
+    fn draw(random: &mut Random) -> Self {
+        match random.between(0, 12) {
             0 => Self::Nothing,
             1 => Self::KillDriver,
             2 => Self::KillRelay,
@@ -59,10 +92,7 @@ impl Fault {
             10 => Self::PrismDelaysTasks { seconds: random.between(2, 8) },
             11 => Self::RollBack,
             _ => Self::WithdrawApproval,
-        };
-        // Whoever rolls back already can neither roll back nor withdraw the approval.
-        let steps = if matches!(fault, Self::RollBack | Self::WithdrawApproval) { &STEPS[..4] } else { &STEPS[..] };
-        (fault, random.one_of(steps))
+        }
     }
 
     /// Its kind, for the table.
@@ -84,8 +114,7 @@ impl Fault {
         }
     }
 
-    /// Lets it happen. What takes a while goes on by itself. An error means that there was nothing to break, e.g. no pod any more.
-    pub async fn strike(self, lab: &Arc<Lab>, name: &str) -> Result<()> {
+    async fn strike(self, lab: &Arc<Lab>, name: &str) -> Result<()> {
         let switches = lab.prism.switches();
         match self {
             Self::Nothing => {}
@@ -165,6 +194,12 @@ impl fmt::Display for Fault {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}, after {:.1} s", self.fault, self.at, self.delay.as_secs_f64())
     }
 }
 

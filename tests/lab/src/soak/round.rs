@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use drover::api::VmMigration;
 use serde_json::{Value, json};
 
-use super::fault::{At, Fault, waits_for};
+use super::fault::{At, Blow, waits_for};
 use super::random::Random;
 use super::tally::Tally;
 use super::watch::judge;
@@ -43,14 +43,13 @@ impl Rounds {
     /// Moves the machine and brings it back.
     pub async fn round(&mut self, number: u64) -> Result<(), Stuck> {
         let deadline = Instant::now() + LIMIT;
-        let (fault, at) = Fault::draw(&mut self.random);
-        self.tell(&format!("round {number}: {fault} {at}"));
+        let blow = Blow::draw(&mut self.random);
+        self.tell(&format!("round {number}: {blow}"));
         // Now and then nobody is asked again: the approval that was given before goes for this round, too.
-        let keeps_approval = number > 1 && at != At::InSync && self.random.once_in(4);
-        let mut armed = Some((fault, at));
+        let keeps_approval = number > 1 && blow.at != At::InSync && self.random.once_in(4);
+        let mut armed = Some(blow);
         let ended = self.there_and_back(number, keeps_approval, deadline, &mut armed).await;
-        let stuck =
-            |error: anyhow::Error| Stuck(format!("{} round {number} ({fault} {at}): {error:#}", self.source.name));
+        let stuck = |error: anyhow::Error| Stuck(format!("{} round {number} ({blow}): {error:#}", self.source.name));
         ended.map_err(stuck)?;
         if armed.is_some() {
             self.tally.missed += 1;
@@ -64,7 +63,7 @@ impl Rounds {
         number: u64,
         keeps_approval: bool,
         deadline: Instant,
-        armed: &mut Option<(Fault, At)>,
+        armed: &mut Option<Blow>,
     ) -> Result<()> {
         if number > 1 {
             self.try_again(keeps_approval).await?;
@@ -79,15 +78,15 @@ impl Rounds {
     }
 
     /// Acts as a person would until the migration is in `phase`.
-    async fn go_to(&mut self, phase: &str, deadline: Instant, armed: &mut Option<(Fault, At)>) -> Result<()> {
+    async fn go_to(&mut self, phase: &str, deadline: Instant, armed: &mut Option<Blow>) -> Result<()> {
         loop {
             anyhow::ensure!(Instant::now() < deadline, "not {phase} within {LIMIT:?}");
             tokio::time::sleep(LOOKS_EVERY).await;
             // The API server answers later if it is busy.
             let Ok(migration) = self.lab.migrations().get(&self.source.name).await else { continue };
-            if let Some((fault, _)) = armed.filter(|(_, at)| at.reached(&migration)) {
+            if let Some(blow) = armed.filter(|blow| blow.at.reached(&migration)) {
                 *armed = None;
-                self.strike(fault).await;
+                self.strike(blow).await;
                 continue;
             }
             let Some(status) = migration.status.as_ref().filter(|_| is_current(&migration)) else { continue };
@@ -111,18 +110,14 @@ impl Rounds {
         }
     }
 
-    async fn strike(&mut self, fault: Fault) {
-        if fault == Fault::Nothing {
-            *self.tally.faults.entry(fault.kind().into()).or_default() += 1;
-            return;
-        }
-        match fault.strike(&self.lab, &self.source.name).await {
+    async fn strike(&mut self, blow: Blow) {
+        match blow.strike(&self.lab, &self.source.name).await {
             Ok(()) => {
-                self.tell(&format!("{fault}, now"));
-                *self.tally.faults.entry(fault.kind().into()).or_default() += 1;
+                self.tell(&format!("{}, now", blow.fault));
+                *self.tally.faults.entry(blow.fault.kind().into()).or_default() += 1;
             }
             Err(error) => {
-                self.tell(&format!("{fault}: {error:#}"));
+                self.tell(&format!("{}: {error:#}", blow.fault));
                 self.tally.missed += 1;
             }
         }
