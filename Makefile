@@ -28,6 +28,10 @@ test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
 explore: ## Explore the decisions with three events in every run: long
 	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
 
+.PHONY: soak
+soak: setup build ## Machines move there and back while things break: MINUTES=30 [SEED=n] [GUESTS=2]
+	@target/debug/soak --minutes $(or $(MINUTES),30) --guests $(or $(GUESTS),2) $(if $(SEED),--seed $(SEED))
+
 .PHONY: check
 check: deny ## The quick loop: format, lints, unit tests, generated files
 	$(call timed,format,cargo fmt --all --check)

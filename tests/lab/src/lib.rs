@@ -15,5 +15,6 @@ pub mod pipeline;
 pub mod prism;
 pub mod process;
 pub mod runner;
+pub mod soak;
 pub mod throttle;
 pub mod tools;

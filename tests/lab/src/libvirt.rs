@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use crate::process::{Process, guard_pid_files};
 
 /// A running daemon. Dropping it kills it and its guests.
 pub struct Libvirt {
-    daemon: Process,
+    daemon: Mutex<Process>,
     dir: PathBuf,
     image: GuestImage,
 }
@@ -103,7 +104,7 @@ impl Libvirt {
         std::fs::write(dir.join("libvirtd.conf"), conf)?;
         guard_pid_files(&dir.join("run/qemu"));
         let daemon = launch(dir)?;
-        Ok(Self { daemon, dir: dir.to_owned(), image: GuestImage::ready()? })
+        Ok(Self { daemon: Mutex::new(daemon), dir: dir.to_owned(), image: GuestImage::ready()? })
     }
 
     /// Connection URI, for any process of this machine.
@@ -127,15 +128,28 @@ impl Libvirt {
     }
 
     /// Kills the daemon; guests go on.
-    pub fn kill_daemon(&mut self) {
-        self.daemon.kill();
+    pub fn kill_daemon(&self) {
+        self.daemon().kill();
     }
 
     /// Starts the daemon again.
-    pub fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.kill();
-        self.daemon = launch(&self.dir)?;
+    pub fn restart_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon();
+        daemon.kill();
+        *daemon = launch(&self.dir)?;
         Ok(())
+    }
+
+    /// The process of a guest's QEMU, asked of nobody: the daemon may be dead.
+    pub fn qemu_pid(&self, name: &str) -> Option<u32> {
+        let pid = std::fs::read_to_string(self.dir.join(format!("run/qemu/{name}.pid"))).ok()?.trim().parse().ok()?;
+        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        // A zombie has no command line; a number that was given to another program has another one.
+        command_line.starts_with(b"/usr/bin/qemu-system").then_some(pid)
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Process> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a guest's disks and defines it.
@@ -155,7 +169,7 @@ impl Libvirt {
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        self.daemon.kill();
+        self.kill_daemon();
         // Guests outlive their daemon; each has a file with its process id.
         for entry in std::fs::read_dir(self.dir.join("run/qemu")).into_iter().flatten().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "pid")
