@@ -230,7 +230,7 @@ fn a_qemu_that_stands_still_is_unknown_and_not_broken() {
 
 #[test]
 fn a_restarted_daemon_is_waited_for_while_the_mirror_goes_on() {
-    let mut host = Host::start();
+    let host = Host::start();
     let guest = host.guest(&one_disk());
     let mut migration = Migration::of(&host, &guest);
     migration.reach(Want::Mirror);

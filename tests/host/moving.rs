@@ -132,7 +132,7 @@ fn the_agent_in_the_guest_runs_a_command_and_then_shuts_it_down() {
 
 #[test]
 fn with_the_hook_nobody_but_drover_starts_a_source_that_was_shut_down() {
-    let mut host = Host::start();
+    let host = Host::start();
     let hooks = host.dir().join("v/etc/hooks").display().to_string();
     let hook = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));

@@ -15,5 +15,7 @@ pub mod pipeline;
 pub mod prism;
 pub mod process;
 pub mod runner;
+pub mod soak;
 pub mod throttle;
 pub mod tools;
+pub mod watch;

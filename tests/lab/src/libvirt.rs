@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use crate::process::{Process, guard_pid_files};
 
 /// A running daemon. Dropping it kills it and its guests.
 pub struct Libvirt {
-    daemon: Process,
+    daemon: Mutex<Process>,
     dir: PathBuf,
     image: GuestImage,
 }
@@ -102,7 +103,7 @@ impl Libvirt {
             format!("unix_sock_dir = \"{}\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n", sockets.display());
         std::fs::write(dir.join("libvirtd.conf"), conf)?;
         guard_pid_files(&dir.join("run/qemu"));
-        let daemon = launch(dir)?;
+        let daemon = Mutex::new(launch(dir)?);
         Ok(Self { daemon, dir: dir.to_owned(), image: GuestImage::ready()? })
     }
 
@@ -127,15 +128,21 @@ impl Libvirt {
     }
 
     /// Kills the daemon; guests go on.
-    pub fn kill_daemon(&mut self) {
-        self.daemon.kill();
+    pub fn kill_daemon(&self) {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner).kill();
     }
 
     /// Starts the daemon again.
-    pub fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.kill();
-        self.daemon = launch(&self.dir)?;
+    pub fn restart_daemon(&self) -> Result<()> {
+        let mut daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner);
+        daemon.kill();
+        *daemon = launch(&self.dir)?;
         Ok(())
+    }
+
+    /// Where each guest's QEMU writes its process id to `<name>.pid`, which tells of it also while no daemon runs.
+    pub fn pid_files(&self) -> PathBuf {
+        self.dir.join("run/qemu")
     }
 
     /// Makes a guest's disks and defines it.
@@ -155,7 +162,7 @@ impl Libvirt {
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        self.daemon.kill();
+        self.kill_daemon();
         // Guests outlive their daemon; each has a file with its process id.
         for entry in std::fs::read_dir(self.dir.join("run/qemu")).into_iter().flatten().flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "pid")
@@ -293,7 +300,7 @@ fn domain_xml(spec: &GuestSpec, image: &GuestImage, disks: &[PathBuf], console: 
         "<domain type='qemu'><name>{name}</name>{uuid}{title}<memory unit='MiB'>160</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}{deaf}{reboots}</cmdline></os>
 <features><acpi/></features><on_poweroff>{on_poweroff}</on_poweroff>
-<devices>{disk_xml}{nic}{agent}{devices}<serial type='file'><source path='{console}'/></serial></devices></domain>",
+<devices>{disk_xml}{nic}{agent}{devices}<serial type='file'><source path='{console}' append='on'/></serial></devices></domain>",
         name = spec.name,
         kernel = image.kernel.display(),
         initrd = image.initrd.display(),

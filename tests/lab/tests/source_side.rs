@@ -63,7 +63,7 @@ fn boots_elsewhere(dir: &Path, disks: Vec<std::path::PathBuf>, load: Load, last:
 #[test]
 fn guests_outlive_their_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    let mut libvirt = Libvirt::start(&dir.path().join("v")).unwrap();
+    let libvirt = Libvirt::start(&dir.path().join("v")).unwrap();
     let guest = libvirt.define(&GuestSpec::default()).unwrap();
     guest.start_and_write(5).unwrap();
     libvirt.kill_daemon();

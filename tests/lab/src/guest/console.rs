@@ -26,13 +26,7 @@ impl Console {
     pub fn acks(&self) -> Vec<(u64, u64)> {
         let text = self.text();
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-        complete
-            .lines()
-            .filter_map(|line| {
-                let (n, at) = line.trim().strip_prefix("ACK ")?.split_once(' ')?;
-                Some((n.parse().ok()?, at.parse().ok()?))
-            })
-            .collect()
+        complete.lines().filter_map(ack).collect()
     }
 
     /// The newest acknowledged record.
@@ -50,17 +44,37 @@ impl Console {
             .unwrap_or(0)
     }
 
+    /// How many records that were acknowledged before a boot were not found, or were damaged, at that boot; the worst boot counts.
+    pub fn lost_at_boots(&self) -> u64 {
+        let (mut acknowledged, mut worst) = (0_u64, 0);
+        for line in self.text().lines() {
+            if let Some((_, records)) = verified(line) {
+                worst = worst.max(acknowledged.saturating_sub(records.upto) + records.bad);
+            } else if let Some((n, _)) = ack(line) {
+                acknowledged = n;
+            }
+        }
+        worst
+    }
+
     /// What each disk held when the guest booted last.
     pub fn verified(&self) -> BTreeMap<u32, Records> {
-        let text = self.text();
-        let values = |line: &str| -> Option<(u32, Records)> {
-            let mut fields = line
-                .trim()
-                .strip_prefix("VERIFIED ")?
-                .split(' ')
-                .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
-            Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
-        };
-        text.lines().filter_map(values).collect()
+        self.text().lines().filter_map(verified).collect()
     }
+}
+
+/// `ACK 42 5310`: number, and the guest's clock in milliseconds.
+fn ack(line: &str) -> Option<(u64, u64)> {
+    let (n, at) = line.trim().strip_prefix("ACK ")?.split_once(' ')?;
+    Some((n.parse().ok()?, at.parse().ok()?))
+}
+
+/// `VERIFIED disk=0 upto=41 bad=0`.
+fn verified(line: &str) -> Option<(u32, Records)> {
+    let mut fields = line
+        .trim()
+        .strip_prefix("VERIFIED ")?
+        .split(' ')
+        .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
+    Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
 }

@@ -1,0 +1,153 @@
+//! The soak: migrations without end, each with faults at random moments, and each checked.
+//!
+//! A seed decides what happens to which migration at which moment. What a machine's processes make of it is theirs: the same seed repeats
+//! the same faults at the same moments, not the same microseconds. [`faults`] says what may break, [`plan`] draws, [`person`] is the one
+//! who approves, rolls back and raises attempts, [`round`] checks what came of it, [`tally`] counts.
+
+mod chance;
+mod faults;
+mod person;
+mod plan;
+mod round;
+mod tally;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::sync::RwLock;
+
+use crate::guest::Load;
+use crate::lab::Lab;
+use crate::libvirt::{Domain, GuestSpec};
+use crate::watch::Watch;
+use chance::Chance;
+use faults::Faults;
+
+pub use tally::Tally;
+
+const MIB: u64 = 1 << 20;
+/// What the storage takes: a disk is copied in seconds, and a moment in the copy can be met.
+pub const STORAGE_BYTES_PER_S: u64 = 16 * MIB;
+
+/// How long, and how much beside each other.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub seed: u64,
+    pub limit: Duration,
+    /// Guests that are migrated and rolled back over and over.
+    pub guests: u32,
+    /// Migrations of new guests, one after the other, provisioned by Terraform and deleted in the end.
+    pub complete: u32,
+}
+
+/// What the soak's tasks share.
+struct Soak {
+    lab: Arc<Lab>,
+    watch: Watch,
+    faults: Faults,
+    tally: Mutex<Tally>,
+    /// Terraform is not ours to test: while it provisions (a writer), Prism works (faults of Prism are readers).
+    provisioning: RwLock<()>,
+    options: Options,
+    start: Instant,
+}
+
+/// Runs the soak in a lab. Every violation is in the tally.
+pub async fn run(lab: Arc<Lab>, options: Options) -> Result<Tally> {
+    let soak = Arc::new(Soak {
+        watch: Watch::start(&lab)?,
+        faults: Faults::new(lab.clone()),
+        lab,
+        tally: Mutex::default(),
+        provisioning: RwLock::default(),
+        options: options.clone(),
+        start: Instant::now(),
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for lane in 1..=options.guests {
+        tasks.spawn(soak.clone().reused(lane));
+    }
+    if options.complete > 0 {
+        tasks.spawn(soak.clone().new_guests());
+    }
+    while let Some(ended) = tasks.join_next().await {
+        let outcome = ended.map_err(anyhow::Error::from).and_then(|outcome| outcome);
+        if let Err(error) = outcome {
+            soak.tally().violation(format!("{error:#}"));
+        }
+    }
+    let tally = soak.tally().clone();
+    Ok(tally)
+}
+
+impl Soak {
+    /// One guest, migrated and rolled back until the time is over, then given back for good.
+    async fn reused(self: Arc<Self>, lane: u32) -> Result<()> {
+        let name = format!("again{lane:02}");
+        let mut chance = Chance::new(self.options.seed, u64::from(lane));
+        let domain = self.guest(&name, lane)?;
+        self.lab.libvirt.virsh(&["autostart", &name])?;
+        {
+            let _quiet = self.provisioning.write().await;
+            self.lab.migrate(&name).await?;
+            self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
+        }
+        self.know_target(&name)?;
+        let mut number = 0;
+        while self.start.elapsed() < self.options.limit {
+            number += 1;
+            let plan = plan::Plan::draw(&mut chance);
+            self.round_of_reused(&domain, number, &plan).await?;
+        }
+        self.end(&name).await
+    }
+
+    /// New guests one after the other, each with all that belongs to a migration.
+    async fn new_guests(self: Arc<Self>) -> Result<()> {
+        for number in 1..=self.options.complete {
+            if self.start.elapsed() >= self.options.limit {
+                return Ok(());
+            }
+            let mut chance = Chance::new(self.options.seed, 1000 + u64::from(number));
+            let name = format!("new{number:02}");
+            let domain = self.guest(&name, 100 + number)?;
+            {
+                let _quiet = self.provisioning.write().await;
+                self.lab.migrate(&name).await?;
+                let pinned = |migration: &drover::api::VmMigration| {
+                    migration.status.as_ref().is_some_and(|status| status.target.is_some())
+                };
+                self.lab.wait(&name, "provisioned", Duration::from_secs(300), pinned).await?;
+            }
+            self.know_target(&name)?;
+            self.round_of_new(&domain, number, &plan::Plan::draw_complete(&mut chance)).await?;
+            self.end(&name).await?;
+            self.clear_away(&domain)?;
+        }
+        Ok(())
+    }
+
+    /// A guest that runs and writes, on two small disks if its number is even.
+    fn guest(&self, name: &str, number: u32) -> Result<Domain> {
+        let load = Load { rate: 20, payload_bytes: 8000, ring: 1024 };
+        self.lab.hypervisor.set_load(name, load);
+        let disks = if number.is_multiple_of(2) { vec![32 * MIB, 24 * MIB] } else { vec![48 * MIB] };
+        let mac = Some(format!("52:54:00:0b:{:02x}:{:02x}", number / 256, number % 256));
+        let spec = GuestSpec { name: name.into(), disks, ballast_bytes: 8 * MIB, mac, load, ..GuestSpec::default() };
+        let domain = self.lab.libvirt.define(&spec)?;
+        domain.start_and_write(10)?;
+        self.watch.add(name);
+        Ok(domain)
+    }
+
+    fn know_target(&self, name: &str) -> Result<()> {
+        let vm = self.lab.prism.vm_by_name(name);
+        self.watch.set_target(name, &vm.ok_or_else(|| anyhow::anyhow!("Prism has no VM {name}"))?.uuid);
+        Ok(())
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
