@@ -39,7 +39,14 @@ impl NfsExport {
         std::fs::create_dir_all(dir.join("recovery"))?;
         let (port, mount_port) = (free_port()?, free_port()?);
         let process = launch(dir, container, port, mount_port)?;
-        Ok(Self { process: Mutex::new(process), dir: dir.to_owned(), container: container.into(), root, port, mount_port })
+        Ok(Self {
+            process: Mutex::new(process),
+            dir: dir.to_owned(),
+            container: container.into(),
+            root,
+            port,
+            mount_port,
+        })
     }
 
     /// Port of the NFS service on 127.0.0.1.

@@ -75,7 +75,13 @@ impl Cluster {
         let mut manager = Process::spawn("kube-controller-manager", layout.controller_manager(), &log)?;
         let admin = layout.admin_kubeconfig();
         manager.wait_until("the default service account", START_LIMIT, || answers(&admin, pods_can_be_created))?;
-        Ok(Self { _controller_manager: manager, api_server: Mutex::new(api_server), etcd: Mutex::new(etcd), authority, layout })
+        Ok(Self {
+            _controller_manager: manager,
+            api_server: Mutex::new(api_server),
+            etcd: Mutex::new(etcd),
+            authority,
+            layout,
+        })
     }
 
     /// Path of the administrator's kubeconfig.

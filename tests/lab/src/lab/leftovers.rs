@@ -1,7 +1,7 @@
 //! What a migration leaves behind: nothing, but for what is kept on purpose.
 //!
-//! Kept: the Terraform file and the target VM, the mark on a source that was moved away, and the lock file in the directory of claims (it is
-//! empty, and removing a lock file that another process may have open would unlock that process).
+//! Kept: the Terraform file and the target VM, the mark on a source that was moved away, and two lock files: of the relay, in its own
+//! directory, and of the driver, beside the claims. They are empty, and a lock whose file is removed no longer locks whoever opens it next.
 
 use std::path::Path;
 
@@ -45,9 +45,9 @@ impl Lab {
         found.extend(pods.iter().map(|pod| format!("pod {}", kube::ResourceExt::name_any(pod))));
         let run_directory = self.run_directory();
         found.extend(processes_with(&run_directory.join(uid).display().to_string()));
-        found.extend(names_with(&run_directory.join(uid), "", "file"));
+        let files = names_with(&run_directory.join(uid), "", "file");
         let claims = names_with(&run_directory.join("claims"), uid, "claim");
-        found.extend(claims.into_iter().filter(|name| !name.ends_with(".lock")));
+        found.extend(files.into_iter().chain(claims).filter(|name| !name.ends_with(".lock")));
         Ok(found)
     }
 }

@@ -61,7 +61,13 @@ pub struct LabOptions {
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { storage_bytes_per_s: None, relay_memory_mib: 64, max_guest_stall_millis: 3000, start_hook: false, progress: |_| {} }
+        Self {
+            storage_bytes_per_s: None,
+            relay_memory_mib: 64,
+            max_guest_stall_millis: 3000,
+            start_hook: false,
+            progress: |_| {},
+        }
     }
 }
 

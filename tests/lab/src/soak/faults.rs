@@ -119,7 +119,13 @@ pub struct Faults {
 impl Faults {
     /// The means for this lab.
     pub fn new(lab: Arc<Lab>) -> Self {
-        Self { lab, storage: Mutex::default(), libvirtd: Mutex::default(), cluster: Mutex::default(), prism: Mutex::default() }
+        Self {
+            lab,
+            storage: Mutex::default(),
+            libvirtd: Mutex::default(),
+            cluster: Mutex::default(),
+            prism: Mutex::default(),
+        }
     }
 
     /// Breaks it, and mends it as far as it does not mend itself. An error: it could not be broken now.

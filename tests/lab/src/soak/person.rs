@@ -135,7 +135,9 @@ impl<'a> Person<'a> {
         match injected {
             Ok(()) => self.course.injected.push((at, fault)),
             // Here something was found wrong, not out of reach.
-            Err(error) if fault == Fault::TargetStartedByHand => return Err(error.context("the target was started by hand")),
+            Err(error) if fault == Fault::TargetStartedByHand => {
+                return Err(error.context("the target was started by hand"));
+            }
             Err(_) => self.course.missed += 1,
         }
         Ok(())

@@ -50,7 +50,8 @@ impl Plan {
         let end = match chance.percent(50) {
             true => End::Moved,
             false => {
-                let all: Vec<Moment> = BEFORE.iter().chain(&CUTOVER).copied().filter(|m| *m > Moment::Beginning).collect();
+                let all: Vec<Moment> =
+                    BEFORE.iter().chain(&CUTOVER).copied().filter(|m| *m > Moment::Beginning).collect();
                 End::RolledBackAt(chance.pick(&all))
             }
         };
@@ -67,7 +68,8 @@ impl Plan {
             End::RolledBackAt(moment) => moment,
             End::Moved => Moment::TargetOn,
         };
-        let mut moments: Vec<Moment> = BEFORE.iter().chain(&CUTOVER).copied().filter(|moment| *moment <= last).collect();
+        let mut moments: Vec<Moment> =
+            BEFORE.iter().chain(&CUTOVER).copied().filter(|moment| *moment <= last).collect();
         if undone {
             moments.push(Moment::Undoing);
             if last >= Moment::BootOrdered {

@@ -22,9 +22,11 @@ impl Soak {
         let (name, begun) = (&domain.name, Instant::now());
         let first = domain.console().last_ack().unwrap_or(0);
         let attempt = self.lab.migrations().get(name).await.map_or(number, |m| m.spec.attempt.unwrap_or(0) + 1);
-        let again = json!({"rollback": null, "hold": null, "approved": null, "approvedDigest": null, "attempt": attempt});
+        let again =
+            json!({"rollback": null, "hold": null, "approved": null, "approvedDigest": null, "attempt": attempt});
         self.patch(name, again).await?;
-        let course = Person::new(self, domain, plan, false).follow().await.with_context(|| repeat(name, number, plan))?;
+        let course =
+            Person::new(self, domain, plan, false).follow().await.with_context(|| repeat(name, number, plan))?;
         self.settle(domain).await.with_context(|| repeat(name, number, plan))?;
         let left = self.lab.leftovers_on_host(domain, false)?;
         let lost = domain.console().lost_at_boots();
