@@ -22,11 +22,16 @@ impl Console {
         String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()).into_owned()
     }
 
+    /// All of it but a line that is being written.
+    fn complete_lines(&self) -> String {
+        let mut text = self.text();
+        text.truncate(text.rfind('\n').unwrap_or(0));
+        text
+    }
+
     /// Every acknowledged record: its number, and the guest's clock in milliseconds.
     pub fn acks(&self) -> Vec<(u64, u64)> {
-        let text = self.text();
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-        complete.lines().filter_map(ack).collect()
+        self.complete_lines().lines().filter_map(ack).collect()
     }
 
     /// The newest acknowledged record.
@@ -36,12 +41,24 @@ impl Console {
 
     /// The longest time between two acknowledgements from record `since` on, by the guest's own clock, in milliseconds.
     pub fn max_gap_millis_since(&self, since: u64) -> u64 {
-        let acks = self.acks();
-        acks.windows(2)
-            .filter(|pair| pair[0].0 >= since)
-            .map(|pair| pair[1].1.saturating_sub(pair[0].1))
-            .max()
-            .unwrap_or(0)
+        self.longest_gap_since(since).map_or(0, |gap| gap.millis)
+    }
+
+    /// Where that longest time was. A boot is no gap: the clock begins anew.
+    pub fn longest_gap_since(&self, since: u64) -> Option<Gap> {
+        let (mut last, mut longest): (Option<(u64, u64)>, Option<Gap>) = (None, None);
+        for line in self.complete_lines().lines() {
+            if verified(line).is_some() {
+                last = None;
+            }
+            let Some((n, at)) = ack(line) else { continue };
+            if let Some((before, then)) = last.filter(|(before, _)| *before >= since) {
+                let gap = Gap { after: before, at_millis: then, millis: at.saturating_sub(then) };
+                longest = longest.filter(|longest| longest.millis >= gap.millis).or(Some(gap));
+            }
+            last = Some((n, at));
+        }
+        longest
     }
 
     /// How many records that were acknowledged before a boot were not found, or were damaged, at that boot; the worst boot counts.
@@ -61,6 +78,16 @@ impl Console {
     pub fn verified(&self) -> BTreeMap<u32, Records> {
         self.text().lines().filter_map(verified).collect()
     }
+}
+
+/// Time between two acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The record after which it began.
+    pub after: u64,
+    /// The guest's clock then.
+    pub at_millis: u64,
+    pub millis: u64,
 }
 
 /// `ACK 42 5310`: number, and the guest's clock in milliseconds.

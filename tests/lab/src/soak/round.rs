@@ -30,7 +30,7 @@ impl Soak {
         self.settle(domain).await.with_context(|| repeat(name, number, plan))?;
         let left = self.lab.leftovers_on_host(domain, false)?;
         let lost = domain.console().lost_at_boots();
-        self.count(domain, number, plan, Seen { begun, first, lost, left, course })
+        self.count(domain, number, plan, Seen { begun, first, lost, left, course }).await
     }
 
     /// A migration of a guest that stays where it went.
@@ -38,7 +38,7 @@ impl Soak {
         let begun = Instant::now();
         let course =
             Person::new(self, domain, plan, true).follow().await.with_context(|| repeat(&domain.name, number, plan))?;
-        self.count(domain, number, plan, Seen { begun, first: 10, lost: 0, left: Vec::new(), course })
+        self.count(domain, number, plan, Seen { begun, first: 10, lost: 0, left: Vec::new(), course }).await
     }
 
     /// Waits until the source runs, writes and is watched as before.
@@ -69,8 +69,8 @@ impl Soak {
         Ok(())
     }
 
-    fn count(&self, domain: &Domain, number: u32, plan: &Plan, seen: Seen) -> Result<()> {
-        let stall = Duration::from_millis(domain.console().max_gap_millis_since(seen.first));
+    async fn count(&self, domain: &Domain, number: u32, plan: &Plan, seen: Seen) -> Result<()> {
+        let gap = domain.console().longest_gap_since(seen.first);
         let moved = seen.course.outcome.as_ref();
         let sighting = self.watch.take(&domain.name);
         let round = Round {
@@ -80,7 +80,7 @@ impl Soak {
             lost: seen.lost + moved.map_or(0, crate::lab::Outcome::lost),
             double_runs: sighting.double_runs,
             early_stops: sighting.early_stops,
-            stall,
+            stall: Duration::from_millis(gap.map_or(0, |gap| gap.millis)),
             // What the guest's emulated CPU, and the watch itself, wait for on this computer.
             busy: self.watch.slowest(),
             retried: seen.course.retried,
@@ -94,7 +94,12 @@ impl Soak {
         if violations.is_empty() {
             return Ok(());
         }
-        bail!("{}: {}", repeat(&domain.name, number, plan), violations.join(", "))
+        bail!(
+            "{}: {} (longest wait: {gap:?})\n{}",
+            repeat(&domain.name, number, plan),
+            violations.join(", "),
+            self.lab.describe(&domain.name).await
+        )
     }
 
     /// Deletes the migration; nothing of it may be left.
