@@ -62,7 +62,16 @@ pub struct Memory {
     pub shut_down: bool,
     /// The order whose `Quiesce` failed: it is not tried again under the same epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quiesce_failed: Option<u64>,
+    pub quiesce_failed: Option<Failure>,
+}
+
+/// Why an order has failed for good.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    pub epoch: u64,
+    pub reason: String,
+    pub message: String,
 }
 
 impl Memory {
@@ -120,7 +129,7 @@ pub struct Mark {
 }
 
 /// What the mark says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MarkState {
     /// Claimed; nothing else was changed.
     Claimed,

@@ -37,6 +37,9 @@ pub const MIN_LIBVIRT: Version = Version(8, 0, 0);
 /// libvirt 8 drives block jobs by node names, which it does from QEMU 4.2 on.
 pub const MIN_QEMU: Version = Version(4, 2, 0);
 
+/// A decision that is older is not carried out: whoever stood still for so long looks again.
+pub const MAX_DECISION_AGE_SECONDS: u64 = 30;
+
 /// Decides one turn. `status` is what was recorded last; `now` is the only clock.
 pub fn decide(order: &BlockCopySpec, status: &BlockCopyStatus, seen: &Seen, now: &Time) -> Decision {
     let mut turn = Turn::begin(order, status, seen, now);

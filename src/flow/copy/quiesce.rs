@@ -5,7 +5,7 @@
 //! `Release` does.
 
 use super::effect::Effect;
-use super::memory::{MarkState, Memory};
+use super::memory::{Failure, MarkState, Memory};
 use super::mirror;
 use super::seen::{CommandSeen, ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
 use super::turn::Turn;
@@ -32,8 +32,8 @@ pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
         // Never mirrored again: the target may be running, and the source is behind it or ahead of it.
         return started_again(turn, domain, memory);
     }
-    if memory.quiesce_failed == Some(turn.order.epoch) {
-        return stay_failed(turn, domain, memory, off);
+    if let Some(failure) = memory.quiesce_failed.clone().filter(|failure| failure.epoch == turn.order.epoch) {
+        return stay_failed(turn, domain, memory, off, &failure);
     }
     let quiesce = turn.status.quiesce.clone().unwrap_or_default();
     let marked =
@@ -210,16 +210,13 @@ fn started_again(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) 
 
 /// The order has failed for good; [`stay_failed`] puts back what it changed.
 fn fail(turn: &mut Turn<'_>, memory: &mut Memory, reason: &str, message: String) {
-    memory.quiesce_failed = Some(turn.order.epoch);
+    memory.quiesce_failed = Some(Failure { epoch: turn.order.epoch, reason: reason.into(), message: message.clone() });
     turn.status.problem = None;
     turn.problem(reason, message);
 }
 
-fn stay_failed(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, off: bool) {
-    match &turn.before.problem {
-        Some(before) => turn.problem(&before.reason, before.message.clone()),
-        None => turn.problem("QuiesceFailed", "This order failed earlier. Order again.".into()),
-    }
+fn stay_failed(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, off: bool, failure: &Failure) {
+    turn.problem(&failure.reason, failure.message.clone());
     if off || domain.power == Power::ShuttingDown {
         return mirror::report(turn, domain, memory);
     }

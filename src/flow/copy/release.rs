@@ -1,5 +1,6 @@
 //! The two ends of an order: `Release` gives everything back, `Retire` leaves the source off for good.
 
+use super::MAX_DECISION_AGE_SECONDS;
 use super::effect::Effect;
 use super::memory::{MarkState, Memory};
 use super::mirror;
@@ -28,7 +29,8 @@ pub(super) fn release(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
     let marked = own.as_ref().is_some_and(|mark| mark.state != MarkState::Claimed);
     let we_shut_it_down = turn.shutdown_requested() || marked || memory.shut_down || memory.shutdown_sent_at.is_some();
     let sent_at = memory.shutdown_sent_at.clone().filter(|_| !memory.shut_down);
-    let window = u64::from(turn.order.shutdown.timeout_seconds).min(MAX_WATCH_SECONDS);
+    // The request may have been sent some time after it was noted.
+    let window = u64::from(turn.order.shutdown.timeout_seconds).min(MAX_WATCH_SECONDS) + MAX_DECISION_AGE_SECONDS;
     match domain.power {
         Power::Off { .. } if we_shut_it_down => {
             memory.shut_down = true;

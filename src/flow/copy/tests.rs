@@ -1024,3 +1024,17 @@ fn a_source_that_is_started_after_the_cutover_is_powered_off_if_the_policy_says_
         assert_eq!(matches!(host.domain.power, Power::Off { .. }), power_off_source);
     }
 }
+
+#[test]
+fn an_order_that_failed_tells_why_also_after_a_turn_that_could_not_look() {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.turns(140);
+    assert_eq!(host.reason(), "ShutdownTimedOut");
+    let blind = host.decide(|seen| seen.found = Fact::Unknown("no answer".into()));
+    host.record(&blind);
+    assert_eq!(host.reason(), "HypervisorUnreachable");
+    host.turn();
+    assert_eq!(host.reason(), "ShutdownTimedOut", "or the cutover would wait for ever");
+}

@@ -175,15 +175,15 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
             Progress::Done
         }
         // Without its BlockCopy a source that was found still bears a claim, and may be off.
-        Fact::Known(_) => {
+        Fact::Known(copy) => {
             if let Some(stop) = step::both_would_run(input) {
                 return stop;
             }
             order(input, draft, want);
-            Progress::waits(
-                "Releasing",
-                "the host side ends the mirror and gives the machine up; the object goes after that",
-            )
+            copy.as_ref().and_then(step::problem).unwrap_or_else(|| {
+                let message = "the host side ends the mirror and gives the machine up; the object goes after that";
+                Progress::waits("Releasing", message)
+            })
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
         Fact::NotAsked => Progress::waits("Releasing", "the BlockCopy has not been read yet"),

@@ -144,7 +144,7 @@ const FOR_A_PERSON: &[&str] = &[
 ];
 
 /// What the host side reports for the current order as being in its way.
-fn problem(copy: &BlockCopy) -> Option<Progress> {
+pub fn problem(copy: &BlockCopy) -> Option<Progress> {
     let status = copy.status.as_ref().filter(|status| status.epoch == Some(copy.spec.epoch))?;
     let problem = status.problem.as_ref()?;
     let stalled = FOR_A_PERSON.contains(&problem.reason.as_str());
@@ -586,7 +586,6 @@ fn ends_the_cutover(reason: &str) -> bool {
             | "GuestRebooted"
             | "NotInSync"
             | "NotEqual"
-            | "QuiesceFailed"
             | "SourceChanged"
             | "SourceNotRunning"
             | "SourceStartedAgain"
@@ -607,7 +606,7 @@ fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     match PowerOnPermit::prove(input) {
         Ok((_permit, target)) => {
-            cutover.power_on = Some(target_order::new(input, "power-on", target));
+            cutover.power_on = Some(target_order::new(input, "power-on", target, None));
             draft.status.cutover = Some(cutover);
             // Sent in the next turn, when this record is known to be stored.
             Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
@@ -639,7 +638,7 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let (permit, target) = match PowerOnPermit::prove_again(input) {
         Ok(proven) => proven,
-        Err(missing) => return Progress::waits("PoweringOn", missing),
+        Err(missing) => return not_proven_any_more(input, missing),
     };
     let mut slot = Some(intent);
     if let Some(order) = target_order::recorded(input, &mut slot, "power-on", target) {
@@ -651,6 +650,29 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
     cutover.power_on = slot;
     draft.status.cutover = Some(cutover);
     Progress::waits("PoweringOn", "the target is not on yet; the order is recorded anew")
+}
+
+/// The order to boot is recorded, but what it rests on does not hold at this moment.
+fn not_proven_any_more(input: &Input<'_>, missing: String) -> Progress {
+    let problem = match &input.seen.copy {
+        Fact::Known(Some(copy)) => problem(copy),
+        Fact::Known(None) | Fact::Unknown(_) | Fact::NotAsked => None,
+    };
+    let refusal = match problem {
+        Some(Progress::Waits { refusal, .. }) => refusal,
+        Some(Progress::Done) | None => Refusal::new("PoweringOn", missing),
+    };
+    let off_at = input.status.cutover.as_ref().and_then(|cutover| cutover.source_off_at.clone());
+    let limit = i64::from(input.spec.cutover.max_downtime_seconds);
+    let too_long = off_at.is_some_and(|MicroTime(off)| seconds_since(input, off) > limit);
+    if !too_long && !ends_the_cutover(&refusal.reason) {
+        return Progress::Waits { refusal, stalled: false };
+    }
+    let message = format!(
+        "{}. The order to boot the target was recorded, and is not sent as long as this holds: set spec.rollback to give the source back",
+        refusal.message.trim_end_matches('.')
+    );
+    Progress::stalled(&refusal.reason, message)
 }
 
 fn seconds_since(input: &Input<'_>, then: Timestamp) -> i64 {

@@ -15,13 +15,14 @@ pub fn recorded(input: &Input<'_>, slot: &mut Option<TargetOrder>, what: &str, v
     if let Some(order) = slot.as_ref().filter(good) {
         return Some(order.clone());
     }
-    *slot = Some(new(input, what, vm));
+    *slot = Some(new(input, what, vm, slot.as_ref()));
     None
 }
 
-/// A new order: its request id belongs to this migration, this purpose, this state of the VM and this moment.
-pub fn new(input: &Input<'_>, what: &str, vm: &TargetVm) -> TargetOrder {
-    let seed = format!("{}/{what}/{}/{}", input.uid, vm.etag, input.now);
+/// A new order: its request id belongs to this migration, this purpose, this state of the VM, this moment, and to no order before it.
+pub fn new(input: &Input<'_>, what: &str, vm: &TargetVm, before: Option<&TargetOrder>) -> TargetOrder {
+    let before = before.map_or("", |order| order.request_id.as_str());
+    let seed = format!("{}/{what}/{}/{}/{before}", input.uid, vm.etag, input.now);
     let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
     TargetOrder { request_id, etag: vm.etag.clone(), at: MicroTime(input.now) }
 }

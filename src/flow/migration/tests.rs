@@ -789,3 +789,23 @@ fn a_guest_that_is_not_heard_waits_for_a_person_or_is_rolled_back_as_the_policy_
         assert_eq!(world.source_runs, policy == OnVerifyFailure::Rollback);
     }
 }
+
+#[test]
+fn a_source_that_is_started_after_the_order_to_boot_was_recorded_is_told_and_can_be_rolled_back() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.status.cutover.as_ref().is_none_or(|cutover| cutover.power_on.is_none()) {
+        world.turn();
+    }
+    world.host_answers = false;
+    world.problem("SourceStartedAgain");
+    world.turns(3);
+    assert_eq!(world.waits_for(), "SourceStartedAgain");
+    assert_eq!(world.status.phase.as_deref(), Some("Stalled"));
+    assert!(world.power_ons.is_empty());
+    world.host_answers = true;
+    world.spec.rollback = Some(true);
+    world.turns(20);
+    assert_eq!(world.waits_for(), "RolledBack");
+    assert!(world.source_runs);
+}

@@ -20,7 +20,7 @@ use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
 use crate::edge::libvirt::Libvirt;
-use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MemoryChange, Seen, decide};
+use crate::flow::copy::{Decision, Effect, Fact, Found, Holder, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
 use order::{Files, Kubernetes, Order, Orders};
 
@@ -57,6 +57,7 @@ pub enum Error {
 const REPORT_EVERY: Duration = Duration::from_secs(3);
 /// Most time that the source of orders may take.
 const ORDERS_DEADLINE: Duration = Duration::from_secs(10);
+const MAX_DECISION_AGE: Duration = Duration::from_secs(MAX_DECISION_AGE_SECONDS);
 /// Pause while there is no order.
 const WITHOUT_ORDER: Duration = Duration::from_secs(1);
 
@@ -154,6 +155,7 @@ impl Driver {
             self.comparisons.clear();
             self.command.clear();
         }
+        let began = Instant::now();
         let seen = observe::observe(self, order).await;
         let now = Time(Timestamp::now());
         let mut decision = decide(&order.spec, &order.status, &seen, &now);
@@ -165,7 +167,8 @@ impl Driver {
         let uuid = uuid(&seen, order);
         let recorded = fresh && self.record(orders, order, &decision, uuid.as_deref()).await;
         let Decision { status, mut effects, wake, .. } = decision;
-        if !recorded {
+        // A process that was stopped and goes on must not do what was right a long time ago.
+        if !recorded || began.elapsed() > MAX_DECISION_AGE {
             effects.retain(Effect::needs_no_record);
         }
         if let Some(uuid) = uuid {
