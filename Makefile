@@ -24,6 +24,14 @@ test: setup check build ## Everything that must hold: quick checks, then every p
 test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
 	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --test-threads=2)
 
+.PHONY: soak
+soak: setup build ## Migrations with random faults for MINUTES=10; SEED=n repeats one, GUESTS=2 and COMPLETE=20 say how many
+	@target/debug/soak --minutes $(or $(MINUTES),10) --guests $(or $(GUESTS),2) --complete $(or $(COMPLETE),20) $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-naive
+bench-naive: setup build ## The same guest moved by a plain block copy and by Drover: what each loses (RUNS=2)
+	@target/debug/bench-naive --runs $(or $(RUNS),2)
+
 .PHONY: check
 check: deny ## The quick loop: format, lints, unit tests, generated files
 	$(call timed,format,cargo fmt --all --check)

@@ -56,18 +56,19 @@ async fn run(options: soak::Options) -> Result<Tally> {
 }
 
 fn report(seed: u64, args: &Args, outcome: Result<Tally>) -> i32 {
-    let violations = match outcome {
+    let good = match outcome {
         Ok(tally) => {
             println!("\n{tally}");
-            tally.violations().to_vec()
+            tally.violations().is_empty()
         }
-        Err(error) => vec![format!("{error:#}")],
+        Err(error) => {
+            println!("\nsoak: {error:#}");
+            false
+        }
     };
-    for violation in &violations {
-        println!("VIOLATION {violation}\n");
-    }
-    println!("to repeat: make soak SEED={seed} MINUTES={}", args.minutes);
-    i32::from(!violations.is_empty())
+    let Args { minutes, guests, complete, .. } = args;
+    println!("to repeat: make soak SEED={seed} MINUTES={minutes} GUESTS={guests} COMPLETE={complete}");
+    i32::from(!good)
 }
 
 async fn stopped() {

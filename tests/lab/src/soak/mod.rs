@@ -71,10 +71,13 @@ pub async fn run(lab: Arc<Lab>, options: Options) -> Result<Tally> {
     if options.complete > 0 {
         tasks.spawn(soak.clone().new_guests());
     }
+    // A lane that met a violation ends; the others go on.
     while let Some(ended) = tasks.join_next().await {
         let outcome = ended.map_err(anyhow::Error::from).and_then(|outcome| outcome);
         if let Err(error) = outcome {
-            soak.tally().violation(format!("{error:#}"));
+            let violation = format!("{error:#}");
+            println!("VIOLATION {violation}\n");
+            soak.tally().violation(violation);
         }
     }
     let tally = soak.tally().clone();
@@ -130,11 +133,11 @@ impl Soak {
 
     /// A guest that runs and writes, on two small disks if its number is even.
     fn guest(&self, name: &str, number: u32) -> Result<Domain> {
-        let load = Load { rate: 20, payload_bytes: 8000, ring: 1024 };
+        let load = Load { rate: 20, payload_bytes: 8000, ring: 512 };
         self.lab.hypervisor.set_load(name, load);
-        let disks = if number.is_multiple_of(2) { vec![32 * MIB, 24 * MIB] } else { vec![48 * MIB] };
+        let disks = if number.is_multiple_of(2) { vec![24 * MIB, 16 * MIB] } else { vec![32 * MIB] };
         let mac = Some(format!("52:54:00:0b:{:02x}:{:02x}", number / 256, number % 256));
-        let spec = GuestSpec { name: name.into(), disks, ballast_bytes: 8 * MIB, mac, load, ..GuestSpec::default() };
+        let spec = GuestSpec { name: name.into(), disks, ballast_bytes: 4 * MIB, mac, load, ..GuestSpec::default() };
         let domain = self.lab.libvirt.define(&spec)?;
         domain.start_and_write(10)?;
         self.watch.add(name);
