@@ -99,11 +99,8 @@ impl Fault {
 
     /// Whether Prism answers wrongly or not at all.
     pub fn is_of_prism(self) -> bool {
-        match self {
-            Self::PrismRefuses(_) | Self::PrismSlow | Self::PrismHangs => true,
-            Self::PrismLosesAnswers | Self::PrismFailsTask | Self::PrismHoldsTasks => true,
-            _ => false,
-        }
+        let refuses = matches!(self, Self::PrismRefuses(_) | Self::PrismSlow | Self::PrismHangs);
+        refuses || matches!(self, Self::PrismLosesAnswers | Self::PrismFailsTask | Self::PrismHoldsTasks)
     }
 }
 
