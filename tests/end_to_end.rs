@@ -268,6 +268,37 @@ fn power_on_orders(lab: &Lab) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_somebody_powers_on_ends_the_copy_which_begins_anew_when_it_is_off() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    lab.prism.power_on_by_hand(&target.uuid).unwrap();
+    lab.wait_reason("web01", "TargetRunning", PATIENCE).await.unwrap();
+    assert_eq!(source.state().unwrap(), "running");
+    lab.hypervisor.power_off(&target.uuid).unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prism_that_refuses_and_loses_the_answer_to_the_power_on_boots_the_target_once() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    shutting_down(&lab, "web01").await;
+    // Whatever it asks for until the source is off, and then the first change that it orders.
+    lab.prism.switches().refuse_next_calls_with(3, 429);
+    lab.prism.switches().lose_next_answers(1);
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(power_on_orders(&lab), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_controllers_at_once_do_what_one_would() {
     let (dir, lab) = lab(LabOptions::default()).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });

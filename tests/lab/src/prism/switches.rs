@@ -42,12 +42,12 @@ impl Default for Switches {
 impl Switches {
     /// The next `count` calls, on either port, are answered 503 and have no effect.
     pub fn refuse_next_calls(&self, count: u32) {
-        self.refuse_next_calls_with(count, StatusCode::SERVICE_UNAVAILABLE);
+        self.refuse_next_calls_with(count, 503);
     }
 
     /// The next `count` calls, on either port, are answered `status` and have no effect.
-    pub fn refuse_next_calls_with(&self, count: u32, status: StatusCode) {
-        self.refusal.store(status.as_u16(), Ordering::SeqCst);
+    pub fn refuse_next_calls_with(&self, count: u32, status: u16) {
+        self.refusal.store(status, Ordering::SeqCst);
         self.refuse_calls.store(count, Ordering::SeqCst);
     }
 

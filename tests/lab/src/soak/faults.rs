@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::http::StatusCode;
+use kube::ResourceExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::Mutex;
@@ -15,7 +15,6 @@ use super::plan::Moment;
 use crate::hypervisor::Hypervisor;
 use crate::lab::{Lab, SYSTEM};
 use crate::libvirt::Domain;
-use kube::ResourceExt;
 
 /// What may break. `Hangs` is SIGSTOP for some seconds, `Killed` is SIGKILL, and what is killed is started again as it would be in life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -243,7 +242,7 @@ impl Faults {
         let _one = self.prism.lock().await;
         let switches = self.lab.prism.switches();
         match fault {
-            Fault::PrismRefuses(status) => switches.refuse_next_calls_with(12, StatusCode::from_u16(status)?),
+            Fault::PrismRefuses(status) => switches.refuse_next_calls_with(12, status),
             Fault::PrismSlow => switches.set_answer_delay(Duration::from_secs(2)),
             Fault::PrismHangs => switches.set_answer_delay(Duration::from_secs(20)),
             Fault::PrismLosesAnswers => switches.lose_next_answers(1),
