@@ -29,8 +29,12 @@ explore: ## Explore the decisions with three events in every run: long
 	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
 
 .PHONY: soak
-soak: setup build ## Machines move there and back while things break: MINUTES=30 [SEED=n] [GUESTS=2]
-	@target/debug/soak --minutes $(or $(MINUTES),30) --guests $(or $(GUESTS),2) $(if $(SEED),--seed $(SEED))
+soak: setup build ## Migrations with random faults for MINUTES=10; SEED=n repeats one, GUESTS=2 and COMPLETE=20 say how many
+	@target/debug/soak --minutes $(or $(MINUTES),10) --guests $(or $(GUESTS),2) --complete $(or $(COMPLETE),20) $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench-naive
+bench-naive: setup build ## The same guest moved by a plain block copy and by Drover: what each loses (RUNS=2)
+	@target/debug/bench-naive --runs $(or $(RUNS),2)
 
 .PHONY: check
 check: deny ## The quick loop: format, lints, unit tests, generated files

@@ -14,6 +14,7 @@ use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
 use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
+use drover_lab::process::Process;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -196,15 +197,126 @@ async fn the_controllers_death_while_copying_and_in_the_cutover_changes_nothing(
     lab.kill_controller().unwrap();
     in_sync(&lab, "web01").await;
     lab.approve("web01").await.unwrap();
-    lab.wait("web01", "shutting down", PATIENCE, |migration| {
+    shutting_down(&lab, "web01").await;
+    lab.kill_controller().unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(restarts(&lab, "web01").await, 0);
+}
+
+/// Waits until the guest was asked to shut down.
+async fn shutting_down(lab: &Lab, name: &str) {
+    lab.wait(name, "shutting down", PATIENCE, |migration| {
         let cutover = migration.status.as_ref().and_then(|status| status.cutover.as_ref());
         cutover.is_some_and(|cutover| cutover.shutdown_requested_at.is_some())
     })
     .await
     .unwrap();
-    lab.kill_controller().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_libvirts_daemon_in_the_copy_and_in_the_cutover_only_delays() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    lab.libvirt.kill_daemon();
+    lab.wait_reason("web01", "HypervisorUnreachable", PATIENCE).await.unwrap();
+    lab.libvirt.restart_daemon().unwrap();
+    in_sync(&lab, "web01").await;
+    assert_eq!(restarts(&lab, "web01").await, 0, "the mirror went on without the daemon");
+    lab.approve("web01").await.unwrap();
+    shutting_down(&lab, "web01").await;
+    lab.libvirt.kill_daemon();
+    // Long enough for the guest to be off by itself.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    assert!(!lab.hypervisor.is_on(&target.uuid), "a daemon that does not answer is no proof of off");
+    lab.libvirt.restart_daemon().unwrap();
+    let ended = lab
+        .wait("web01", "migrated or given up", PATIENCE, |migration| {
+            let status = migration.status.clone().unwrap_or_default();
+            status.phase.as_deref() == Some("Migrated") || status.cutover.is_some_and(|c| c.abandoned.is_some())
+        })
+        .await
+        .unwrap();
+    // libvirt has forgotten how the guest went off: that may be no clean shutdown, and then the source is started again.
+    if ended.status.unwrap().phase.as_deref() != Some("Migrated") {
+        source.wait_state("running", PATIENCE).unwrap();
+        lab.patch("web01", json!({"attempt": 1})).await.unwrap();
+    }
     migrated(&lab, "web01", &source).await;
+    assert_eq!(source.console().lost_at_boots(), 0);
+    never_stalled(&source, &slow_storage());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_death_of_the_api_server_in_the_cutover_only_delays() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    shutting_down(&lab, "web01").await;
+    lab.cluster.restart_api_server().unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(power_on_orders(&lab), 1);
+}
+
+/// Tasks that power a VM on: each order that Prism accepted.
+fn power_on_orders(lab: &Lab) -> usize {
+    lab.prism.tasks().iter().filter(|task| task.operation == "PowerOnVm").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_somebody_powers_on_ends_the_copy_which_begins_anew_when_it_is_off() {
+    let (_dir, lab) = lab(slow_storage()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    copying(&lab, "web01").await;
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    lab.prism.power_on_by_hand(&target.uuid).unwrap();
+    lab.wait_reason("web01", "TargetRunning", PATIENCE).await.unwrap();
+    assert_eq!(source.state().unwrap(), "running");
+    lab.hypervisor.power_off(&target.uuid).unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prism_that_refuses_and_loses_the_answer_to_the_power_on_boots_the_target_once() {
+    let (_dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    shutting_down(&lab, "web01").await;
+    // Whatever it asks for until the source is off, and then the first change that it orders.
+    lab.prism.switches().refuse_next_calls_with(3, 429);
+    lab.prism.switches().lose_next_answers(1);
+    migrated(&lab, "web01", &source).await;
+    assert_eq!(power_on_orders(&lab), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_controllers_at_once_do_what_one_would() {
+    let (dir, lab) = lab(LabOptions::default()).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_drover"));
+    second.arg("operator").env("KUBECONFIG", lab.cluster.kubeconfig());
+    let log = dir.path().join("second.log");
+    let mut second = Process::spawn("a second controller", second, &log).unwrap();
+    let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("controller starts"));
+    second.wait_until("its start", PATIENCE, started).unwrap();
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    assert!(second.ended().is_none(), "{}", second.tail());
+    assert_eq!(power_on_orders(&lab), 1);
+    assert_eq!(source.console().text().matches("SHUTDOWN asked").count(), 1);
     assert_eq!(restarts(&lab, "web01").await, 0);
+    lab.delete("web01").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -158,6 +158,25 @@ async fn neither_process_outlives_the_other() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_asked_to_end_takes_its_sockets_with_it() -> Result<()> {
+    let mut relay = Relay::start(64, STALL_MILLIS).await?;
+    let worker = relay.client.status().await?.pid;
+    kill(Pid::from_raw(relay.process.pid().try_into()?), Signal::SIGTERM)?;
+    relay.process.wait_until("its end", Duration::from_secs(30), || false).unwrap_err();
+    let left: Vec<_> = std::fs::read_dir(relay.directory())?.flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".sock")), "{left:?}");
+    let gone = || !std::path::Path::new(&format!("/proc/{worker}")).exists();
+    assert!(
+        (0..100).any(|_| gone() || {
+            std::thread::sleep(Duration::from_millis(50));
+            false
+        }),
+        "the worker lives"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_not_closed_over_acknowledged_bytes() -> Result<()> {
     let ganesha = Ganesha::start()?;
     let spec = ganesha.disk("disk", 8 * MIB)?;

@@ -6,7 +6,7 @@
 //!
 //! The lock on the run directory is inherited by the worker as its standard input: it holds as long as either process lives.
 //! The supervisor ends when the worker has ended, never well; the worker is killed by the kernel when the supervisor ends.
-//! Freezing both at once (a paused pod) is beyond this.
+//! Freezing both at once (a paused pod) is beyond this. A relay that is asked to end (SIGTERM) takes its sockets with it.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{ErrorKind, Read};
@@ -14,13 +14,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::RelayArgs;
+use super::control::{CONTROL_SOCKET, NBD_SOCKET};
 
 /// File that a living relay holds locked.
 const LOCK_FILE: &str = "relay.lock";
@@ -32,6 +34,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// Starts the worker, on this thread, which must be the process's main one: the kernel ties the worker's life to it.
 pub fn run(args: &RelayArgs) -> Result<()> {
     let lock = lock(&args.run_directory)?;
+    clear_away_when_asked(args.run_directory.clone())?;
     let (mut ours, theirs) = UnixStream::pair().context("make a socket pair for the worker's signs of life")?;
     theirs.set_nonblocking(true).context("let the worker go on when nobody listens")?;
     let mut worker = Command::new("/proc/self/exe") // the same program even if its file was replaced
@@ -45,6 +48,22 @@ pub fn run(args: &RelayArgs) -> Result<()> {
     let why = watch(&mut ours, args.limits().kill);
     let _ = worker.kill(); // SIGKILL; an error means that it has ended
     end(&mut worker, why)
+}
+
+/// The lock's file stays: a relay that waits for it has it open.
+fn clear_away_when_asked(run_directory: PathBuf) -> Result<()> {
+    let mut asked = SigSet::empty();
+    asked.add(Signal::SIGTERM);
+    asked.thread_block().context("keep SIGTERM for the thread that waits for it")?;
+    std::thread::spawn(move || {
+        if asked.wait().is_ok() {
+            for socket in [CONTROL_SOCKET, NBD_SOCKET] {
+                let _ = std::fs::remove_file(run_directory.join(socket));
+            }
+        }
+        std::process::exit(128 + Signal::SIGTERM as i32)
+    });
+    Ok(())
 }
 
 fn end(worker: &mut Child, why: Result<Stall>) -> Result<()> {

@@ -15,14 +15,15 @@ fn main() {
     let number = |index: usize| arguments[index].parse::<u64>().expect("a number");
     let (rate, payload_bytes, ring) = (number(1), number(2) as usize, number(3));
     let slot = record::slot_bytes(payload_bytes) as u64;
-    let mut newest = 0;
+    // A cut between the disks leaves them one record apart: go on with the first that one of them lacks.
+    let mut newest = u64::MAX;
     let mut files: Vec<File> = Vec::new();
     for (disk, directory) in arguments[4..].iter().enumerate() {
         let path = format!("{directory}/records");
         let content = std::fs::read(&path).unwrap_or_default();
         let found = record::check(&content, ring, payload_bytes);
         say(&format!("VERIFIED disk={disk} upto={} bad={}", found.upto, found.bad));
-        newest = newest.max(found.upto);
+        newest = newest.min(found.upto);
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).expect("open the records");
         file.set_len(ring * slot).expect("size the records");
         file.sync_all().expect("sync the records");

@@ -18,3 +18,4 @@ pub mod runner;
 pub mod soak;
 pub mod throttle;
 pub mod tools;
+pub mod watch;

@@ -140,12 +140,9 @@ impl Libvirt {
         Ok(())
     }
 
-    /// The process of a guest's QEMU, asked of nobody: the daemon may be dead.
-    pub fn qemu_pid(&self, name: &str) -> Option<u32> {
-        let pid = std::fs::read_to_string(self.dir.join(format!("run/qemu/{name}.pid"))).ok()?.trim().parse().ok()?;
-        let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        // A zombie has no command line; a number that was given to another program has another one.
-        command_line.starts_with(b"/usr/bin/qemu-system").then_some(pid)
+    /// Where each guest's QEMU writes its process id to `<name>.pid`, which tells of it also while no daemon runs.
+    pub fn pid_files(&self) -> PathBuf {
+        self.dir.join("run/qemu")
     }
 
     fn daemon(&self) -> MutexGuard<'_, Process> {
@@ -307,7 +304,7 @@ fn domain_xml(spec: &GuestSpec, image: &GuestImage, disks: &[PathBuf], console: 
         "<domain type='qemu'><name>{name}</name>{uuid}{title}<memory unit='MiB'>160</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd><cmdline>{cmdline}{deaf}{reboots}</cmdline></os>
 <features><acpi/></features><on_poweroff>{on_poweroff}</on_poweroff>
-<devices>{disk_xml}{nic}{agent}{devices}<serial type='file'><source path='{console}'/></serial></devices></domain>",
+<devices>{disk_xml}{nic}{agent}{devices}<serial type='file'><source path='{console}' append='on'/></serial></devices></domain>",
         name = spec.name,
         kernel = image.kernel.display(),
         initrd = image.initrd.display(),

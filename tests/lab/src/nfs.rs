@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use crate::process::{Process, free_port};
 
 /// A running server with one export. Dropping it stops it.
 pub struct NfsExport {
-    process: Process,
+    process: Mutex<Process>,
     dir: PathBuf,
     container: String,
     root: PathBuf,
@@ -38,7 +39,14 @@ impl NfsExport {
         std::fs::create_dir_all(dir.join("recovery"))?;
         let (port, mount_port) = (free_port()?, free_port()?);
         let process = launch(dir, container, port, mount_port)?;
-        Ok(Self { process, dir: dir.to_owned(), container: container.into(), root, port, mount_port })
+        Ok(Self {
+            process: Mutex::new(process),
+            dir: dir.to_owned(),
+            container: container.into(),
+            root,
+            port,
+            mount_port,
+        })
     }
 
     /// Port of the NFS service on 127.0.0.1.
@@ -63,19 +71,24 @@ impl NfsExport {
 
     /// From now on the server answers nothing.
     pub fn pause(&self) -> Result<()> {
-        self.process.signal(Signal::SIGSTOP)
+        self.process().signal(Signal::SIGSTOP)
     }
 
     /// It answers again.
     pub fn resume(&self) -> Result<()> {
-        self.process.signal(Signal::SIGCONT)
+        self.process().signal(Signal::SIGCONT)
     }
 
     /// Kills it and starts it again on the same ports.
-    pub fn restart(&mut self) -> Result<()> {
-        self.process.kill();
-        self.process = launch(&self.dir, &self.container, self.port, self.mount_port)?;
+    pub fn restart(&self) -> Result<()> {
+        let mut process = self.process();
+        process.kill();
+        *process = launch(&self.dir, &self.container, self.port, self.mount_port)?;
         Ok(())
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

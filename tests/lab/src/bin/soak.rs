@@ -1,84 +1,80 @@
-//! `make soak`: machines move and come back in the lab for as long as one likes, while things break at random; anything that must never
-//! happen ends it with exit code 1.
+//! `make soak`: migrations with faults at random moments, for as long as you like. Exits with 1 if anything happened that must not.
 
 use std::process::ExitCode;
-use std::sync::LazyLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use drover_lab::lab::{Lab, LabOptions};
 use drover_lab::process;
-use drover_lab::soak::{Soak, Tally};
+use drover_lab::soak::{self, STORAGE_BYTES_PER_S, Tally};
 use tokio::signal::unix::{SignalKind, signal};
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Moves machines there and back in a lab while things break.
-#[derive(Clone, Parser)]
+/// Migrates guests in a lab on this machine while everything breaks.
+#[derive(Parser)]
 struct Args {
-    /// How long rounds are begun.
-    #[arg(long, default_value_t = 30)]
+    /// When no further migration is begun.
+    #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Draws the same faults again; without it another seed is taken and printed.
+    /// Which faults come when. Absent = another one each time.
     #[arg(long)]
     seed: Option<u64>,
-    /// Machines that move side by side.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    guests: u8,
+    /// Guests that are migrated and rolled back over and over.
+    #[arg(long, default_value_t = 2)]
+    guests: u32,
+    /// Migrations of new guests, provisioned by Terraform.
+    #[arg(long, default_value_t = 20)]
+    complete: u32,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    LazyLock::force(&START);
     let args = Args::parse();
-    let seed = args
-        .seed
-        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs() % 1_000_000));
-    let repeat = format!("make soak MINUTES={} SEED={seed} GUESTS={}", args.minutes, args.guests);
-    println!("seed {seed}; again: {repeat}");
-    let work = tokio::spawn(soak(args, seed));
-    let stopped = async {
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            return std::future::pending().await;
-        };
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-    };
+    let seed = args.seed.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000);
+    println!("seed {seed}");
+    let (minutes, guests, complete) = (args.minutes, args.guests, args.complete);
+    let work = tokio::spawn(run(soak::Options { seed, limit: Duration::from_secs(60 * minutes), guests, complete }));
     let code = tokio::select! {
-        done = work => match done {
-            Ok(Ok(tally)) => {
-                println!("\nseed {seed}\n{tally}");
-                u8::from(!tally.violations.is_empty())
-            }
-            Ok(Err(error)) => {
-                eprintln!("soak: {error:#}");
-                1
-            }
-            Err(panic) => {
-                eprintln!("soak: {panic}");
-                1
-            }
-        },
-        () = stopped => {
+        done = work => report(seed, &args, done.map_err(anyhow::Error::from).and_then(|done| done)),
+        () = stopped() => {
             eprintln!("\nstopping: every process of the lab is ended and its directory removed");
             130
         }
     };
-    if code == 1 {
-        println!("again: {repeat}");
-    }
-    // A watch or a repair may still be at work: it is not waited for.
     process::end_all();
-    std::process::exit(code.into())
+    std::process::exit(code)
 }
 
-async fn soak(args: Args, seed: u64) -> Result<Tally> {
-    let dir = tempfile::Builder::new().prefix("drover-soak").tempdir()?;
+async fn run(options: soak::Options) -> Result<Tally> {
+    let dir = tempfile::Builder::new().prefix("soak").tempdir()?;
     let drover = std::env::current_exe()?.with_file_name("drover");
-    let soak = Soak { duration: Duration::from_secs(60 * args.minutes), seed, guests: args.guests, say };
-    soak.run(dir.path(), &drover).await
+    let lab_options =
+        LabOptions { storage_bytes_per_s: Some(STORAGE_BYTES_PER_S), start_hook: true, ..LabOptions::default() };
+    let lab = Arc::new(Lab::start(dir.path(), &drover, lab_options).await?);
+    soak::run(lab, options).await
 }
 
-fn say(guest: &str, text: &str) {
-    println!("{:7.1} s  {guest}  {text}", START.elapsed().as_secs_f64());
+fn report(seed: u64, args: &Args, outcome: Result<Tally>) -> i32 {
+    let good = match outcome {
+        Ok(tally) => {
+            println!("\n{tally}");
+            tally.violations().is_empty()
+        }
+        Err(error) => {
+            println!("\nsoak: {error:#}");
+            false
+        }
+    };
+    let Args { minutes, guests, complete, .. } = args;
+    println!("to repeat: make soak SEED={seed} MINUTES={minutes} GUESTS={guests} COMPLETE={complete}");
+    i32::from(!good)
+}
+
+async fn stopped() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
 }

@@ -44,7 +44,7 @@ pub struct Cluster {
     // In the order they are to be stopped.
     _controller_manager: Process,
     api_server: Mutex<Process>,
-    _etcd: Process,
+    etcd: Mutex<Process>,
     authority: Authority,
     layout: Layout,
 }
@@ -75,7 +75,13 @@ impl Cluster {
         let mut manager = Process::spawn("kube-controller-manager", layout.controller_manager(), &log)?;
         let admin = layout.admin_kubeconfig();
         manager.wait_until("the default service account", START_LIMIT, || answers(&admin, pods_can_be_created))?;
-        Ok(Self { _controller_manager: manager, api_server: Mutex::new(api_server), _etcd: etcd, authority, layout })
+        Ok(Self {
+            _controller_manager: manager,
+            api_server: Mutex::new(api_server),
+            etcd: Mutex::new(etcd),
+            authority,
+            layout,
+        })
     }
 
     /// Path of the administrator's kubeconfig.
@@ -136,6 +142,15 @@ impl Cluster {
         process.kill();
         *process = start_api_server(&self.layout)?;
         Ok(())
+    }
+
+    /// Kills etcd and starts it again on the same port and data. Blocks until the API server reads from it again.
+    pub fn restart_etcd(&self) -> Result<()> {
+        let mut etcd = self.etcd.lock().unwrap_or_else(PoisonError::into_inner);
+        etcd.kill();
+        *etcd = Process::spawn("etcd", self.layout.etcd(), &self.layout.dir.join("etcd.log"))?;
+        let admin = self.layout.admin_kubeconfig();
+        etcd.wait_until("answers through the API server", START_LIMIT, || answers(&admin, pods_can_be_created))
     }
 
     fn api_server(&self) -> MutexGuard<'_, Process> {

@@ -22,17 +22,16 @@ impl Console {
         String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()).into_owned()
     }
 
+    /// All of it but a line that is being written.
+    fn complete_lines(&self) -> String {
+        let mut text = self.text();
+        text.truncate(text.rfind('\n').unwrap_or(0));
+        text
+    }
+
     /// Every acknowledged record: its number, and the guest's clock in milliseconds.
     pub fn acks(&self) -> Vec<(u64, u64)> {
-        let text = self.text();
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-        complete
-            .lines()
-            .filter_map(|line| {
-                let (n, at) = line.trim().strip_prefix("ACK ")?.split_once(' ')?;
-                Some((n.parse().ok()?, at.parse().ok()?))
-            })
-            .collect()
+        self.complete_lines().lines().filter_map(ack).collect()
     }
 
     /// The newest acknowledged record.
@@ -42,25 +41,67 @@ impl Console {
 
     /// The longest time between two acknowledgements from record `since` on, by the guest's own clock, in milliseconds.
     pub fn max_gap_millis_since(&self, since: u64) -> u64 {
-        let acks = self.acks();
-        acks.windows(2)
-            .filter(|pair| pair[0].0 >= since)
-            .map(|pair| pair[1].1.saturating_sub(pair[0].1))
-            .max()
-            .unwrap_or(0)
+        self.longest_gap_since(since).map_or(0, |gap| gap.millis)
+    }
+
+    /// Where that longest time was. A boot is no gap: the clock begins anew.
+    pub fn longest_gap_since(&self, since: u64) -> Option<Gap> {
+        let (mut last, mut longest): (Option<(u64, u64)>, Option<Gap>) = (None, None);
+        for line in self.complete_lines().lines() {
+            if verified(line).is_some() {
+                last = None;
+            }
+            let Some((n, at)) = ack(line) else { continue };
+            if let Some((before, then)) = last.filter(|(before, _)| *before >= since) {
+                let gap = Gap { after: before, at_millis: then, millis: at.saturating_sub(then) };
+                longest = longest.filter(|longest| longest.millis >= gap.millis).or(Some(gap));
+            }
+            last = Some((n, at));
+        }
+        longest
+    }
+
+    /// How many records that were acknowledged before a boot were not found, or were damaged, at that boot; the worst boot counts.
+    pub fn lost_at_boots(&self) -> u64 {
+        let (mut acknowledged, mut worst) = (0_u64, 0);
+        for line in self.text().lines() {
+            if let Some((_, records)) = verified(line) {
+                worst = worst.max(acknowledged.saturating_sub(records.upto) + records.bad);
+            } else if let Some((n, _)) = ack(line) {
+                acknowledged = n;
+            }
+        }
+        worst
     }
 
     /// What each disk held when the guest booted last.
     pub fn verified(&self) -> BTreeMap<u32, Records> {
-        let text = self.text();
-        let values = |line: &str| -> Option<(u32, Records)> {
-            let mut fields = line
-                .trim()
-                .strip_prefix("VERIFIED ")?
-                .split(' ')
-                .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
-            Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
-        };
-        text.lines().filter_map(values).collect()
+        self.text().lines().filter_map(verified).collect()
     }
+}
+
+/// Time between two acknowledgements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The record after which it began.
+    pub after: u64,
+    /// The guest's clock then.
+    pub at_millis: u64,
+    pub millis: u64,
+}
+
+/// `ACK 42 5310`: number, and the guest's clock in milliseconds.
+fn ack(line: &str) -> Option<(u64, u64)> {
+    let (n, at) = line.trim().strip_prefix("ACK ")?.split_once(' ')?;
+    Some((n.parse().ok()?, at.parse().ok()?))
+}
+
+/// `VERIFIED disk=0 upto=41 bad=0`.
+fn verified(line: &str) -> Option<(u32, Records)> {
+    let mut fields = line
+        .trim()
+        .strip_prefix("VERIFIED ")?
+        .split(' ')
+        .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
+    Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
 }

@@ -2,6 +2,7 @@
 //!
 //! Drover runs from `manifests/operator` as it is, with the RBAC in there, its Deployment and its Jobs carried out by the [`Runner`].
 
+mod leftovers;
 mod platform;
 mod report;
 
@@ -54,6 +55,8 @@ pub struct LabOptions {
     pub max_guest_stall_millis: u32,
     /// Pace at which disks in sync are verified; 0 = everything is compared in the outage.
     pub verify_mib_per_second: u32,
+    /// libvirt refuses to start a source that is being moved or was moved away: `drover host install-hook`.
+    pub start_hook: bool,
     /// Told what is being started.
     pub progress: fn(&str),
 }
@@ -65,6 +68,7 @@ impl Default for LabOptions {
             relay_memory_mib: 64,
             max_guest_stall_millis: 3000,
             verify_mib_per_second: 64,
+            start_hook: false,
             progress: |_| {},
         }
     }
@@ -102,7 +106,11 @@ impl Lab {
         let nfs = NfsExport::start(&part(dir, "nfs")?, CONTAINER)?;
         let throttle = options.storage_bytes_per_s.map(|rate| Throttle::start(nfs.port(), rate)).transpose()?;
         say("libvirt");
-        let libvirt = Libvirt::start(&part(dir, "libvirt")?)?;
+        let libvirt_dir = part(dir, "libvirt")?;
+        if options.start_hook {
+            install_hook(drover, &libvirt_dir)?;
+        }
+        let libvirt = Libvirt::start(&libvirt_dir)?;
         say("Prism (simulated)");
         let image = GuestImage::ready()?;
         let hypervisor = Arc::new(QemuHypervisor::new(&part(dir, "ahv")?, &image)?);
@@ -221,6 +229,11 @@ impl Lab {
         Ok(())
     }
 
+    /// Where the host side of every migration keeps its sockets and claims.
+    pub fn run_directory(&self) -> PathBuf {
+        self.dir.join("run")
+    }
+
     /// Deletes a migration and waits until it is gone.
     pub async fn delete(&self, name: &str) -> Result<()> {
         self.migrations().delete(name, &DeleteParams::default()).await?;
@@ -335,6 +348,15 @@ fn part(dir: &Path, name: &str) -> Result<PathBuf> {
     let part = dir.join(name);
     std::fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
     Ok(part)
+}
+
+/// Before the daemon starts: it looks for hooks only then.
+fn install_hook(drover: &Path, libvirt_dir: &Path) -> Result<()> {
+    let hooks = libvirt_dir.join("etc/hooks");
+    let output =
+        std::process::Command::new(drover).args(["host", "install-hook", "--directory"]).arg(hooks).output()?;
+    ensure!(output.status.success(), "install the hook: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn binaries(tools: &Tools) -> ClusterBinaries {

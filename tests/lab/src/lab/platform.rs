@@ -20,7 +20,7 @@ pub fn operator() -> Result<String> {
 /// The rest, as YAML documents (JSON is YAML).
 pub fn platform(lab: &Lab, options: &LabOptions) -> String {
     let prism_secret = |name: &str| secret(SYSTEM, name, "prism-password", Some(lab.prism.ca_pem()));
-    let run_directory = lab.dir().join("run");
+    let run_directory = lab.run_directory();
     let objects = [
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}),
         prism_secret("prism-central"),

@@ -109,16 +109,17 @@ async fn enter(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) 
         request_id: text(request.headers(), "ntnx-request-id"),
         if_match: text(request.headers(), "if-match"),
     };
+    tokio::time::sleep(gate.store.switches.answer_delay()).await;
     let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
     let response = if !gate.admits(request.headers()) {
         Refusal::Unauthorized.into_response()
-    } else if gate.store.switches.take_refusal() {
-        Refusal::Unavailable.into_response()
+    } else if let Some(status) = gate.store.switches.take_refusal() {
+        Refusal::Switched(status).into_response()
     } else {
         request.extensions_mut().insert(intent.clone());
         let response = next.run(request).await;
         let lost = changes && response.status() == StatusCode::ACCEPTED && gate.store.switches.take_loss();
-        if lost { Refusal::Unavailable.into_response() } else { response }
+        if lost { Refusal::Switched(StatusCode::SERVICE_UNAVAILABLE).into_response() } else { response }
     };
     gate.note(intent, response.status());
     response

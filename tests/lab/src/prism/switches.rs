@@ -1,7 +1,9 @@
 //! What a test can make the simulator do wrong, slowly or differently. All are off at the start and may be thrown at any time.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use axum::http::StatusCode;
 
 /// Highest v4 minor that is served unless a test says otherwise: the newest that the Terraform provider 2.4.2 speaks.
 const DEFAULT_MAX_MINOR: u32 = 3;
@@ -9,6 +11,8 @@ const DEFAULT_MAX_MINOR: u32 = 3;
 /// Faults and variants of one simulator.
 pub struct Switches {
     refuse_calls: AtomicU32,
+    refusal: AtomicU16,
+    answer_delay_ms: AtomicU64,
     lose_answers: AtomicU32,
     fail_tasks: AtomicU32,
     task_delay_ms: AtomicU64,
@@ -22,6 +26,8 @@ impl Default for Switches {
     fn default() -> Self {
         Self {
             refuse_calls: AtomicU32::new(0),
+            refusal: AtomicU16::new(503),
+            answer_delay_ms: AtomicU64::new(0),
             lose_answers: AtomicU32::new(0),
             fail_tasks: AtomicU32::new(0),
             task_delay_ms: AtomicU64::new(0),
@@ -36,7 +42,18 @@ impl Default for Switches {
 impl Switches {
     /// The next `count` calls, on either port, are answered 503 and have no effect.
     pub fn refuse_next_calls(&self, count: u32) {
+        self.refuse_next_calls_with(count, 503);
+    }
+
+    /// The next `count` calls, on either port, are answered `status` and have no effect.
+    pub fn refuse_next_calls_with(&self, count: u32, status: u16) {
+        self.refusal.store(status, Ordering::SeqCst);
         self.refuse_calls.store(count, Ordering::SeqCst);
+    }
+
+    /// How long each call waits before it is looked at. Zero at the start; longer than its callers' patience is a Prism that hangs.
+    pub fn set_answer_delay(&self, delay: Duration) {
+        self.answer_delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// The next `count` changes (POST, PUT, DELETE) take effect, but their callers get 503 instead of the answer.
@@ -75,8 +92,13 @@ impl Switches {
         self.max_minor.store(minor, Ordering::SeqCst);
     }
 
-    pub(super) fn take_refusal(&self) -> bool {
-        take_one(&self.refuse_calls)
+    pub(super) fn take_refusal(&self) -> Option<StatusCode> {
+        let status = StatusCode::from_u16(self.refusal.load(Ordering::SeqCst)).ok();
+        status.filter(|_| take_one(&self.refuse_calls))
+    }
+
+    pub(super) fn answer_delay(&self) -> Duration {
+        Duration::from_millis(self.answer_delay_ms.load(Ordering::SeqCst))
     }
 
     pub(super) fn take_loss(&self) -> bool {

@@ -24,8 +24,8 @@ pub enum Refusal {
     EtagMismatch { what: String, given: Option<String> },
     /// 501: the real one has this, the simulator has not.
     NotSimulated(String),
-    /// 503: a switch was thrown.
-    Unavailable,
+    /// A switch was thrown.
+    Switched(StatusCode),
 }
 
 impl Refusal {
@@ -36,7 +36,7 @@ impl Refusal {
             Self::Schema(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::EtagMismatch { .. } => StatusCode::PRECONDITION_FAILED,
             Self::NotSimulated(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Switched(status) => *status,
         }
     }
 
@@ -56,7 +56,10 @@ impl Refusal {
                 app_messages("VMM-30303", "VM_ETAG_MISMATCH", &message)
             }
             Self::NotSimulated(what) => app_messages("SIM-501", "NOT_IMPLEMENTED", &format!("{what} is not simulated")),
-            Self::Unavailable => app_messages("SIM-503", "SERVICE_UNAVAILABLE", "Service unavailable, try again"),
+            Self::Switched(status) => {
+                let reason = status.canonical_reason().unwrap_or_default();
+                app_messages(&format!("SIM-{}", status.as_u16()), "SWITCHED", reason)
+            }
         }
     }
 }

@@ -1,146 +1,156 @@
-//! The soak: machines move and come back for as long as one likes, while things break at random. What must never happen is counted.
+//! The soak: migrations without end, each with faults at random moments, and each checked.
+//!
+//! A seed decides what happens to which migration at which moment. What a machine's processes make of it is theirs: the same seed repeats
+//! the same faults at the same moments, not the same microseconds. [`faults`] says what may break, [`plan`] draws, [`person`] is the one
+//! who approves, rolls back and raises attempts, [`round`] checks what came of it, [`tally`] counts.
 
-mod fault;
-mod leftovers;
-mod random;
+mod chance;
+mod faults;
+mod person;
+mod plan;
 mod round;
 mod tally;
-mod watch;
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use tokio::sync::RwLock;
 
 use crate::guest::Load;
-use crate::lab::{Lab, LabOptions};
+use crate::lab::Lab;
 use crate::libvirt::{Domain, GuestSpec};
-use random::Random;
-use round::{Rounds, Stuck};
-use watch::Seen;
+use crate::watch::Watch;
+use chance::Chance;
+use faults::Faults;
 
 pub use tally::Tally;
 
 const MIB: u64 = 1 << 20;
-/// So slow that a copy lasts long enough to be broken.
-const STORAGE_BYTES_PER_S: u64 = 8 * MIB;
-/// What a guest may add to the stated bound by itself: an emulated CPU that shares a busy machine.
-const NOISE_MILLIS: u64 = 2000;
-/// How long the host side may take to clean up after the last migration is gone.
-const CLEAN_UP: Duration = Duration::from_secs(60);
+/// What the storage takes: a disk is copied in seconds, and a moment in the copy can be met.
+pub const STORAGE_BYTES_PER_S: u64 = 16 * MIB;
 
-/// What to soak.
+/// How long, and how much beside each other.
 #[derive(Clone, Debug)]
-pub struct Soak {
-    pub duration: Duration,
+pub struct Options {
     pub seed: u64,
-    pub guests: u8,
-    /// Told what happens: the guest, and what.
-    pub say: fn(&str, &str),
+    pub limit: Duration,
+    /// Guests that are migrated and rolled back over and over.
+    pub guests: u32,
+    /// Migrations of new guests, one after the other, provisioned by Terraform and deleted in the end.
+    pub complete: u32,
+}
+
+/// What the soak's tasks share.
+struct Soak {
+    lab: Arc<Lab>,
+    watch: Watch,
+    faults: Faults,
+    tally: Mutex<Tally>,
+    /// Terraform is not ours to test: while it provisions (a writer), Prism works (faults of Prism are readers).
+    provisioning: RwLock<()>,
+    options: Options,
+    start: Instant,
+}
+
+/// Runs the soak in a lab. Every violation is in the tally.
+pub async fn run(lab: Arc<Lab>, options: Options) -> Result<Tally> {
+    let soak = Arc::new(Soak {
+        watch: Watch::start(&lab)?,
+        faults: Faults::new(lab.clone()),
+        lab,
+        tally: Mutex::default(),
+        provisioning: RwLock::default(),
+        options: options.clone(),
+        start: Instant::now(),
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for lane in 1..=options.guests {
+        tasks.spawn(soak.clone().reused(lane));
+    }
+    if options.complete > 0 {
+        tasks.spawn(soak.clone().new_guests());
+    }
+    // A lane that met a violation ends; the others go on.
+    while let Some(ended) = tasks.join_next().await {
+        let outcome = ended.map_err(anyhow::Error::from).and_then(|outcome| outcome);
+        if let Err(error) = outcome {
+            let violation = format!("{error:#}");
+            println!("VIOLATION {violation}\n");
+            soak.tally().violation(violation);
+        }
+    }
+    let tally = soak.tally().clone();
+    Ok(tally)
 }
 
 impl Soak {
-    /// Soaks in a lab of its own in `dir`.
-    pub async fn run(&self, dir: &Path, drover: &Path) -> Result<Tally> {
-        let options = LabOptions { storage_bytes_per_s: Some(STORAGE_BYTES_PER_S), ..LabOptions::default() };
-        let bound = u64::from(options.max_guest_stall_millis) + NOISE_MILLIS;
-        let lab = Arc::new(Lab::start(dir, drover, options).await?);
-        let sources = (1..=self.guests).map(|number| guest(&lab, number)).collect::<Result<Vec<Domain>>>()?;
-        let start = Instant::now();
-        let mut running = Vec::new();
-        for (number, source) in (1..).zip(&sources) {
-            let seen = watch::watch(&lab, source, start);
-            let rounds = Rounds::new(lab.clone(), source.clone(), Random::part(self.seed, number), self.say);
-            running.push((tokio::spawn(soak(rounds, seen.clone(), start + self.duration)), seen));
+    /// One guest, migrated and rolled back until the time is over, then given back for good.
+    async fn reused(self: Arc<Self>, lane: u32) -> Result<()> {
+        let name = format!("again{lane:02}");
+        let mut chance = Chance::new(self.options.seed, u64::from(lane));
+        let domain = self.guest(&name, lane)?;
+        self.lab.libvirt.virsh(&["autostart", &name])?;
+        {
+            let _quiet = self.provisioning.write().await;
+            self.lab.migrate(&name).await?;
+            self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
         }
-        let mut all = Tally { stall_bound_millis: bound, ..Tally::default() };
-        for (task, seen) in running {
-            let mut tally = task.await.context("a guest's rounds ended in a panic")?;
-            seen.stop();
-            take_in(&mut tally, &seen, bound);
-            all.add(tally);
+        self.know_target(&name)?;
+        let mut number = 0;
+        while self.start.elapsed() < self.options.limit {
+            number += 1;
+            let plan = plan::Plan::draw(&mut chance);
+            self.round_of_reused(&domain, number, &plan).await?;
         }
-        self.clean_up(&lab, &sources, &mut all).await?;
-        Ok(all)
+        self.end(&name).await
     }
 
-    /// Deletes the migrations and looks at what stays behind.
-    async fn clean_up(&self, lab: &Lab, sources: &[Domain], tally: &mut Tally) -> Result<()> {
-        for source in sources {
-            (self.say)(&source.name, "deleting the migration");
-            if let Err(error) = lab.delete(&source.name).await {
-                tally.violations.push(format!("{error:#}"));
+    /// New guests one after the other, each with all that belongs to a migration.
+    async fn new_guests(self: Arc<Self>) -> Result<()> {
+        for number in 1..=self.options.complete {
+            if self.start.elapsed() >= self.options.limit {
+                return Ok(());
             }
+            let mut chance = Chance::new(self.options.seed, 1000 + u64::from(number));
+            let name = format!("new{number:02}");
+            let domain = self.guest(&name, 100 + number)?;
+            {
+                let _quiet = self.provisioning.write().await;
+                self.lab.migrate(&name).await?;
+                let pinned = |migration: &drover::api::VmMigration| {
+                    migration.status.as_ref().is_some_and(|status| status.target.is_some())
+                };
+                self.lab.wait(&name, "provisioned", Duration::from_secs(300), pinned).await?;
+            }
+            self.know_target(&name)?;
+            self.round_of_new(&domain, number, &plan::Plan::draw_complete(&mut chance)).await?;
+            self.end(&name).await?;
+            self.clear_away(&domain)?;
         }
-        let start = Instant::now();
-        let left = loop {
-            let left = leftovers::leftovers(lab, sources).await?;
-            if left.is_empty() || start.elapsed() > CLEAN_UP {
-                break left;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        };
-        tally.leftovers = left.len() as u64;
-        tally.inert_files = leftovers::inert(lab) as u64;
-        tally.violations.extend(left.into_iter().map(|what| format!("left behind: {what}")));
         Ok(())
     }
-}
 
-/// A small machine with a name and a network card of its own.
-fn guest(lab: &Lab, number: u8) -> Result<Domain> {
-    let spec = GuestSpec {
-        name: format!("web{number:02}"),
-        disks: vec![64 * MIB],
-        ballast_bytes: 24 * MIB,
-        mac: Some(format!("52:54:00:0a:01:{number:02x}")),
-        load: Load::default(),
-        ..GuestSpec::default()
-    };
-    lab.hypervisor.set_load(&spec.name, spec.load);
-    let source = lab.libvirt.define(&spec)?;
-    source.start_and_write(20)?;
-    Ok(source)
-}
+    /// A guest that runs and writes, on two small disks if its number is even.
+    fn guest(&self, name: &str, number: u32) -> Result<Domain> {
+        let load = Load { rate: 20, payload_bytes: 8000, ring: 512 };
+        self.lab.hypervisor.set_load(name, load);
+        let disks = if number.is_multiple_of(2) { vec![24 * MIB, 16 * MIB] } else { vec![32 * MIB] };
+        let mac = Some(format!("52:54:00:0b:{:02x}:{:02x}", number / 256, number % 256));
+        let spec = GuestSpec { name: name.into(), disks, ballast_bytes: 4 * MIB, mac, load, ..GuestSpec::default() };
+        let domain = self.lab.libvirt.define(&spec)?;
+        domain.start_and_write(10)?;
+        self.watch.add(name);
+        Ok(domain)
+    }
 
-/// Rounds until the time is over; the first that is stuck is the last, so that it can be looked at.
-async fn soak(mut rounds: Rounds, seen: Arc<Seen>, until: Instant) -> Tally {
-    if let Err(error) = rounds.lab.migrate(&rounds.source.name).await {
-        rounds.tally.violations.push(format!("{error:#}"));
-        return rounds.tally;
+    fn know_target(&self, name: &str) -> Result<()> {
+        let vm = self.lab.prism.vm_by_name(name);
+        self.watch.set_target(name, &vm.ok_or_else(|| anyhow::anyhow!("Prism has no VM {name}"))?.uuid);
+        Ok(())
     }
-    for number in 1.. {
-        if Instant::now() >= until {
-            break;
-        }
-        seen.round.store(number, Ordering::SeqCst);
-        if let Err(Stuck(why)) = rounds.round(number).await {
-            println!("{why}\n{}", rounds.lab.describe(&rounds.source.name).await);
-            rounds.tally.stuck += 1;
-            rounds.tally.violations.push(why);
-            break;
-        }
-    }
-    rounds.tally
-}
 
-/// Adds what the watch saw to what the rounds counted.
-fn take_in(tally: &mut Tally, seen: &Seen, bound: u64) {
-    let ledger = seen.ledger();
-    tally.acknowledged = ledger.acknowledged;
-    tally.source_boots = ledger.checked_boots;
-    tally.lost += ledger.lost;
-    tally.double_runs = ledger.double_runs.len() as u64;
-    tally.looks = (seen.source_looks.load(Ordering::SeqCst), seen.target_looks.load(Ordering::SeqCst));
-    if tally.migrations > 0 && (tally.looks.0 == 0 || tally.looks.1 == 0) {
-        tally.violations.push(format!("the watch was blind: it saw a source and a target {:?} times", tally.looks));
-    }
-    tally.worst_stall_millis = ledger.worst_stall_millis;
-    tally.violations.extend(ledger.complaints);
-    tally.violations.extend(ledger.double_runs.into_iter().map(|when| format!("both sides ran: {when}")));
-    if ledger.worst_stall_millis > bound {
-        tally.violations.push(format!("a guest waited {} ms for a write", ledger.worst_stall_millis));
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

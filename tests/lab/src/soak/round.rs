@@ -1,190 +1,151 @@
-//! One round: a machine moves, comes back, and something breaks meanwhile. The round plays the person who approves and tries again.
+//! One migration from its beginning to its end, and what must be true then.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use drover::api::VmMigration;
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+use tokio::time::sleep;
 
-use super::fault::{At, Blow, waits_for};
-use super::random::Random;
-use super::tally::Tally;
-use super::watch::judge;
-use crate::lab::Lab;
+use super::Soak;
+use super::person::{Course, Person};
+use super::plan::Plan;
+use super::tally::Round;
+use crate::hypervisor::Hypervisor;
 use crate::libvirt::Domain;
 
-/// A round that takes longer is stuck.
-const LIMIT: Duration = Duration::from_secs(240);
-const LOOKS_EVERY: Duration = Duration::from_millis(100);
-/// Records that the source writes before the next round, so that each round has something of its own to lose.
-const FRESH_RECORDS: u64 = 20;
+/// Most time until a source that was given back has booted and writes, and everything of its migration is gone.
+const SETTLED: Duration = Duration::from_secs(120);
 
-/// A guest of the soak and its rounds.
-pub struct Rounds {
-    pub lab: Arc<Lab>,
-    pub source: Domain,
-    pub random: Random,
-    pub tally: Tally,
-    /// Told what happens.
-    pub say: fn(&str, &str),
-    attempt: u32,
-}
-
-/// Why a round ended early.
-pub struct Stuck(pub String);
-
-impl Rounds {
-    /// The rounds of a guest that runs and has been written down as a migration.
-    pub fn new(lab: Arc<Lab>, source: Domain, random: Random, say: fn(&str, &str)) -> Self {
-        Self { lab, source, random, tally: Tally::default(), say, attempt: 0 }
+impl Soak {
+    /// A migration of a guest that is the source again in the end.
+    pub(super) async fn round_of_reused(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<()> {
+        let (name, begun) = (&domain.name, Instant::now());
+        let first = domain.console().last_ack().unwrap_or(0);
+        let attempt = self.lab.migrations().get(name).await.map_or(number, |m| m.spec.attempt.unwrap_or(0) + 1);
+        let again =
+            json!({"rollback": null, "hold": null, "approved": null, "approvedDigest": null, "attempt": attempt});
+        self.patch(name, again).await?;
+        let course =
+            Person::new(self, domain, plan, false).follow().await.with_context(|| repeat(name, number, plan))?;
+        self.settle(domain).await.with_context(|| repeat(name, number, plan))?;
+        let left = self.lab.leftovers_on_host(domain, false)?;
+        let lost = domain.console().lost_at_boots();
+        self.count(domain, number, plan, Seen { begun, first, lost, left, course }).await
     }
 
-    /// Moves the machine and brings it back.
-    pub async fn round(&mut self, number: u64) -> Result<(), Stuck> {
-        let deadline = Instant::now() + LIMIT;
-        let blow = Blow::draw(&mut self.random);
-        self.tell(&format!("round {number}: {blow}"));
-        // Now and then nobody is asked again: the approval that was given before goes for this round, too.
-        let keeps_approval = number > 1 && blow.at != At::InSync && self.random.once_in(4);
-        let mut armed = Some(blow);
-        let ended = self.there_and_back(number, keeps_approval, deadline, &mut armed).await;
-        let stuck = |error: anyhow::Error| Stuck(format!("{} round {number} ({blow}): {error:#}", self.source.name));
-        ended.map_err(stuck)?;
-        if armed.is_some() {
-            self.tally.missed += 1;
-        }
-        self.tally.rounds += 1;
-        Ok(())
+    /// A migration of a guest that stays where it went.
+    pub(super) async fn round_of_new(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<()> {
+        let begun = Instant::now();
+        let course =
+            Person::new(self, domain, plan, true).follow().await.with_context(|| repeat(&domain.name, number, plan))?;
+        self.count(domain, number, plan, Seen { begun, first: 10, lost: 0, left: Vec::new(), course }).await
     }
 
-    async fn there_and_back(
-        &mut self,
-        number: u64,
-        keeps_approval: bool,
-        deadline: Instant,
-        armed: &mut Option<Blow>,
-    ) -> Result<()> {
-        if number > 1 {
-            self.try_again(keeps_approval).await?;
-        }
-        self.go_to("Migrated", deadline, armed).await?;
-        self.tally.migrations += 1;
-        self.compare().await?;
-        self.patch(json!({"rollback": true})).await?;
-        self.go_to("RolledBack", deadline, armed).await?;
-        self.tally.rollbacks += 1;
-        self.source_writes_on(deadline).await
-    }
-
-    /// Acts as a person would until the migration is in `phase`.
-    async fn go_to(&mut self, phase: &str, deadline: Instant, armed: &mut Option<Blow>) -> Result<()> {
-        loop {
-            anyhow::ensure!(Instant::now() < deadline, "not {phase} within {LIMIT:?}");
-            tokio::time::sleep(LOOKS_EVERY).await;
-            // The API server answers later if it is busy.
-            let Ok(migration) = self.lab.migrations().get(&self.source.name).await else { continue };
-            if let Some(blow) = armed.filter(|blow| blow.at.reached(&migration)) {
-                *armed = None;
-                self.strike(blow).await;
-                continue;
-            }
-            let Some(status) = migration.status.as_ref().filter(|_| is_current(&migration)) else { continue };
-            if status.phase.as_deref() == Some(phase) {
-                return Ok(());
-            }
-            let message = status.waiting_for.as_ref().map(|waiting| waiting.message.as_str()).unwrap_or_default();
-            if migration.spec.rollback == Some(true) && phase == "Migrated" {
-                if status.phase.as_deref() == Some("RolledBack") {
-                    self.tally.rollbacks += 1;
-                    self.try_again(true).await?;
-                }
-            } else if waits_for(status, "Approval") && migration.spec.approved != Some(true) {
-                self.lab.approve(&self.source.name).await?;
-            } else if status.phase.as_deref() == Some("Stalled") && message.contains("aise spec.attempt") {
-                self.tell(&format!("given up: {message}"));
-                self.tally.given_up += 1;
-                self.attempt += 1;
-                self.patch(json!({"attempt": self.attempt})).await?;
-            }
-        }
-    }
-
-    async fn strike(&mut self, blow: Blow) {
-        match blow.strike(&self.lab, &self.source.name).await {
-            Ok(()) => {
-                self.tell(&format!("{}, now", blow.fault));
-                *self.tally.faults.entry(blow.fault.kind().into()).or_default() += 1;
-            }
-            Err(error) => {
-                self.tell(&format!("{}: {error:#}", blow.fault));
-                self.tally.missed += 1;
-            }
-        }
-    }
-
-    /// What the target found when it booted, against what the source acknowledged.
-    async fn compare(&mut self) -> Result<()> {
-        let outcome = self.lab.outcome(&self.source.name, &self.source).await?;
-        self.tally.lost += outcome.lost();
-        for found in &outcome.found {
-            if let (_, Some(complaint)) = judge(*found, outcome.acknowledged) {
-                let round = self.tally.rounds + 1;
-                self.tally
-                    .violations
-                    .push(format!("{} round {round}: the target booted: {complaint}", self.source.name));
-            }
-        }
-        let downtime = outcome.total().as_secs_f64();
-        self.tell(&format!(
-            "migrated, {} records, lost {}, downtime {downtime:.1} s",
-            outcome.acknowledged,
-            outcome.lost()
-        ));
-        Ok(())
-    }
-
-    /// Withdraws the rollback and begins anew.
-    async fn try_again(&mut self, keeps_approval: bool) -> Result<()> {
-        self.attempt += 1;
-        let mut spec = json!({"rollback": null, "attempt": self.attempt});
-        if !keeps_approval {
-            spec["approved"] = Value::Null;
-            spec["approvedDigest"] = Value::Null;
-        }
-        self.patch(spec).await
-    }
-
-    async fn source_writes_on(&self, deadline: Instant) -> Result<()> {
-        // Its console holds this boot alone: its first record comes after those it found.
-        let mut first = None;
-        loop {
-            let newest = self.source.console().last_ack();
-            first = first.or(newest);
-            if let (Some(first), Some(newest)) = (first, newest)
-                && newest >= first + FRESH_RECORDS
-            {
-                return Ok(());
-            }
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "the source does not write on; its console:\n{}",
-                self.source.console().text()
+    /// Waits until the source runs, writes and is watched as before.
+    async fn settle(&self, domain: &Domain) -> Result<()> {
+        let start = Instant::now();
+        let uuid = self.lab.prism.vm_by_name(&domain.name).context("Prism has lost the target")?.uuid;
+        let had = domain.console().acks().len();
+        while domain.console().acks().len() < had + 5 {
+            ensure!(
+                start.elapsed() < SETTLED,
+                "the source does not write; libvirt: {:?}\n{}",
+                domain.state(),
+                self.lab.describe(&domain.name).await
             );
-            tokio::time::sleep(LOOKS_EVERY).await;
+            // One that went off by itself, in a migration that was rolled back before anybody had approved it.
+            if start.elapsed() > Duration::from_secs(3) && domain.state().is_ok_and(|state| state == "shut off") {
+                let _ = domain.start();
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+        while domain.state().is_err() {
+            ensure!(start.elapsed() < SETTLED, "libvirt does not answer");
+            sleep(Duration::from_millis(200)).await;
+        }
+        ensure!(!self.lab.hypervisor.is_on(&uuid), "the target runs after the rollback");
+        ensure!(domain.autostart()?, "autostart was not restored");
+        self.watch.may_be_off(&domain.name, false);
+        Ok(())
+    }
+
+    async fn count(&self, domain: &Domain, number: u32, plan: &Plan, seen: Seen) -> Result<()> {
+        let gap = domain.console().longest_gap_since(seen.first);
+        let moved = seen.course.outcome.as_ref();
+        let sighting = self.watch.take(&domain.name);
+        let round = Round {
+            name: format!("{} #{number}", domain.name),
+            seconds: seen.begun.elapsed().as_secs_f64(),
+            moved: moved.is_some(),
+            lost: seen.lost + moved.map_or(0, crate::lab::Outcome::lost),
+            double_runs: sighting.double_runs,
+            early_stops: sighting.early_stops,
+            stall: Duration::from_millis(gap.map_or(0, |gap| gap.millis)),
+            // What the guest's emulated CPU, and the watch itself, wait for on this computer.
+            busy: self.watch.slowest(),
+            retried: seen.course.retried,
+            missed: seen.course.missed,
+            leftovers: seen.left,
+            injected: seen.course.injected,
+        };
+        println!("{:8.1} s  {round}", self.start.elapsed().as_secs_f64());
+        let violations = round.violations();
+        self.tally().add(round);
+        if violations.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{}: {} (longest wait: {gap:?})\n{}",
+            repeat(&domain.name, number, plan),
+            violations.join(", "),
+            self.lab.describe(&domain.name).await
+        )
+    }
+
+    /// Deletes the migration; nothing of it may be left.
+    pub(super) async fn end(&self, name: &str) -> Result<()> {
+        let uid = self.lab.migrations().get(name).await?.metadata.uid.unwrap_or_default();
+        self.lab.delete(name).await?;
+        let start = Instant::now();
+        loop {
+            let left = self.lab.leftovers_of(&uid).await.unwrap_or_else(|error| vec![format!("{error:#}")]);
+            if left.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() > SETTLED {
+                self.tally().leftovers(&left);
+                bail!("{name} was deleted {SETTLED:?} ago and left: {}", left.join(", "));
+            }
+            sleep(Duration::from_millis(500)).await;
         }
     }
 
-    async fn patch(&self, spec: Value) -> Result<()> {
-        self.lab.patch(&self.source.name, spec.clone()).await.with_context(|| format!("patch the spec with {spec}"))
-    }
-
-    fn tell(&self, text: &str) {
-        (self.say)(&self.source.name, text);
+    /// What its owner does with a machine that was moved and is not needed any more.
+    pub(super) fn clear_away(&self, domain: &Domain) -> Result<()> {
+        self.watch.remove(&domain.name);
+        let vm = self.lab.prism.vm_by_name(&domain.name).context("Prism has lost the target")?;
+        ensure!(self.lab.hypervisor.is_on(&vm.uuid), "the target of {} went off after its migration", domain.name);
+        self.lab.hypervisor.power_off(&vm.uuid)?;
+        let left = self.lab.leftovers_on_host(domain, true)?;
+        ensure!(left.is_empty(), "{} was moved and left on its host: {}", domain.name, left.join(", "));
+        self.lab.libvirt.virsh(&["undefine", &domain.name])?;
+        for disk in domain.disk_paths() {
+            std::fs::remove_file(disk)?;
+        }
+        Ok(())
     }
 }
 
-/// Whether the status speaks of the spec as it is now.
-fn is_current(migration: &VmMigration) -> bool {
-    migration.status.as_ref().and_then(|status| status.observed_generation) == migration.metadata.generation
+/// What there is to judge a migration by.
+struct Seen {
+    begun: Instant,
+    /// The first record of this migration.
+    first: u64,
+    lost: u64,
+    left: Vec<String>,
+    course: Course,
+}
+
+fn repeat(name: &str, number: u32, plan: &Plan) -> String {
+    format!("{name} #{number}, which was to end {:?} with {:?}", plan.end, plan.faults)
 }
