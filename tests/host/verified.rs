@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 use drover::api::block_copy::{BlockCopyStatus, HowOff, Want};
@@ -26,12 +27,12 @@ fn comparison(status: &BlockCopyStatus) -> (u64, u64, Duration) {
     (proofs.compared_extents.unwrap(), proofs.verified_extents.unwrap(), took.unsigned_abs())
 }
 
-/// Turns a byte of the target over, as no honest storage does.
-fn corrupt(migration: &Migration, offset: u64) {
-    let target = File::options().read(true).write(true).open(&migration.targets[0]).unwrap();
+/// Turns a byte of a disk over, past everybody who should know.
+fn corrupt(disk: &Path, offset: u64) {
+    let disk = File::options().read(true).write(true).open(disk).unwrap();
     let mut byte = [0];
-    target.read_exact_at(&mut byte, offset).unwrap();
-    target.write_all_at(&[!byte[0]], offset).unwrap();
+    disk.read_exact_at(&mut byte, offset).unwrap();
+    disk.write_all_at(&[!byte[0]], offset).unwrap();
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_difference_found_while_the_guest_runs_is_an_alarm_and_the_copy_starts_again
     migration.wait_in_sync();
     assert_eq!(migration.status().disks[0].verified_bytes, 0);
     let first = migration.export().drained_bytes;
-    corrupt(&migration, 40 * MIB);
+    corrupt(&migration.targets[0], 40 * MIB);
     migration.verify_at(64);
     let message = migration.problem("VerifyFailed");
     assert!(message.contains(&format!("Disk vda differs from its target at byte {}", 40 * MIB)), "{message}");
@@ -130,6 +131,10 @@ fn end_mirror_during_shutdown(host: &Host, guest: &Domain, migration: &mut Migra
     migration.driver.signal(Signal::SIGSTOP).unwrap();
     let ended = host.libvirt.virsh(&["blockjob", "web01", "vda", "--abort"]).is_ok();
     guest.wait_state("shut off", LIMIT).unwrap();
+    if ended {
+        // Whether the guest still wrote something after that is chance; this is what it would have been.
+        corrupt(&guest.disk_paths()[0], 40 * MIB);
+    }
     migration.driver.signal(Signal::SIGCONT).unwrap();
     ended
 }
@@ -165,7 +170,7 @@ fn a_byte_that_the_storage_loses_after_it_was_verified_is_found_only_without_ver
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
     migration.wait_verified(DISK * 3 / 4);
-    corrupt(&migration, 40 * MIB);
+    corrupt(&migration.targets[0], 40 * MIB);
     let status = migration.reach(Want::Quiesce);
     let (compared, known, _) = comparison(&status);
     assert!(known >= 12, "{compared} compared, {known} known");
