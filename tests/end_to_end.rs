@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use drover::api::BlockCopy;
+use drover::api::vm_migration::TargetStatus;
 use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
 use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
@@ -463,15 +464,9 @@ async fn a_target_that_differs_is_never_booted_and_the_source_runs_again() {
     // Verified before it changed, the byte would be believed; compared before, it would be an alarm and no reason to shut down.
     let (_dir, lab) = lab(LabOptions { verify_mib_per_second: 0, ..LabOptions::default() }).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
-    lab.migrate("web01").await.unwrap();
+    lab.create("web01", json!({"hostname": "web01", "cutover": {"onDifference": "GiveUp"}})).await.unwrap();
     in_sync(&lab, "web01").await;
-    let target = lab.migrations().get("web01").await.unwrap().status.unwrap().target.unwrap();
-    // What no honest storage does: a byte changes that the guest never writes again.
-    let file = lab.nfs.root().join(format!(".acropolis/vmdisk/{}", target.disks[0].vmdisk_uuid));
-    let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 40 * MIB).unwrap();
-    file.write_all_at(&[!byte[0]], 40 * MIB).unwrap();
+    let target = corrupt_target(&lab, "web01").await;
     lab.approve("web01").await.unwrap();
     let stopped = lab.wait_reason("web01", "NotEqual", PATIENCE).await.unwrap();
     assert!(stopped.status.unwrap().cutover.unwrap().power_on.is_none());
@@ -480,6 +475,33 @@ async fn a_target_that_differs_is_never_booted_and_the_source_runs_again() {
     // The way on: a new attempt copies again, with every zero written, and carries the approval out.
     lab.patch("web01", json!({"attempt": 1})).await.unwrap();
     migrated(&lab, "web01", &source).await;
+}
+
+/// What no honest storage does: a byte changes that the guest never writes again.
+async fn corrupt_target(lab: &Lab, name: &str) -> TargetStatus {
+    let target = lab.migrations().get(name).await.unwrap().status.unwrap().target.unwrap();
+    let file = lab.nfs.root().join(format!(".acropolis/vmdisk/{}", target.disks[0].vmdisk_uuid));
+    let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 40 * MIB).unwrap();
+    file.write_all_at(&[!byte[0]], 40 * MIB).unwrap();
+    target
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_differs_is_written_anew_from_the_source_and_everybody_is_told() {
+    let (_dir, lab) = lab(LabOptions { verify_mib_per_second: 0, ..LabOptions::default() }).await;
+    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
+    lab.migrate("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
+    corrupt_target(&lab, "web01").await;
+    lab.approve("web01").await.unwrap();
+    migrated(&lab, "web01", &source).await;
+    let status = lab.migrations().get("web01").await.unwrap().status.unwrap();
+    let equal = status.conditions.iter().find(|condition| condition.type_ == "Equal").unwrap();
+    assert_eq!((equal.status.as_str(), equal.reason.as_str()), ("True", "Repaired"));
+    assert!(equal.message.starts_with("1 extents") && equal.message.contains("look at the storage"), "{equal:?}");
+    assert_eq!(evidence(&lab, "web01")["cutover"]["proofs"]["repair"]["repairedExtents"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

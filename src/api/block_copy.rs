@@ -65,6 +65,11 @@ pub struct BlockCopySpec {
     pub limits: CopyLimits,
     /// How the guest is shut down.
     pub shutdown: ShutdownPolicy,
+    /// Under `Quiesce`: what differs after the power-off may be written anew from the source's disk, if that ends within so many seconds of
+    /// the power-off. 0 = it may not, and the order fails.
+    #[serde(default)]
+    #[schemars(range(max = 86_400))]
+    pub repair_within_seconds: u32,
     /// Under `KeepOff` and `Retire`: power the source off if somebody starts it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub power_off_source: bool,
@@ -261,6 +266,10 @@ pub struct QuiesceStatus {
     /// The relay has written all it acknowledged, durably.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<MicroTime>,
+    /// What made it necessary to write targets anew from the source's disks, and what that came to. Then nothing that was copied or
+    /// verified before is believed: every extent is compared, and `drainedAt` may be absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<RepairStatus>,
     /// Every process that ever wrote to a target for this migration is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writers_gone_at: Option<MicroTime>,
@@ -280,6 +289,21 @@ pub struct QuiesceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 9_007_199_254_740_991_i64))]
     pub verified_extents: Option<u64>,
+}
+
+/// Targets written anew from the source's disks after the power-off. It is an alarm: somebody should look why it was needed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairStatus {
+    /// What was wrong with the copy.
+    #[schemars(length(max = 1024))]
+    pub why: String,
+    /// When it was decided. Nothing was written to a target for it before.
+    pub begun_at: MicroTime,
+    /// Of the extents of all disks, those that differed and were written anew; known when all were compared and are equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 9_007_199_254_740_991_i64))]
+    pub repaired_extents: Option<u64>,
 }
 
 /// How the source went off: a fact apart from whether it is off.

@@ -92,6 +92,10 @@ pub struct CutoverSpec {
     #[serde(default = "default_max_downtime")]
     #[schemars(range(min = 30, max = 86_400))]
     pub max_downtime_seconds: u32,
+    /// What happens if a target differs from its source although the source is off: because storage or host side failed in the shutdown, or
+    /// because the storage did not keep what it was given.
+    #[serde(default)]
+    pub on_difference: OnDifference,
     /// How long the target's guest may take until it is heard on the network, in seconds.
     #[serde(default = "default_verify_timeout")]
     #[schemars(range(min = 30, max = 86_400))]
@@ -102,6 +106,17 @@ pub struct CutoverSpec {
     /// What happens to a source that somebody starts although the target has taken over.
     #[serde(default)]
     pub on_source_started: OnSourceStarted,
+}
+
+/// What happens if a target differs from its source after the power-off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnDifference {
+    /// What differs is written anew from the source's disk, everything is compared, and it is told. If that would take longer than
+    /// `maxDowntimeSeconds` the source is started again.
+    #[default]
+    Repair,
+    /// The source is started again.
+    GiveUp,
 }
 
 /// What happens to a source that somebody starts although the target has taken over.
@@ -130,6 +145,7 @@ impl Default for CutoverSpec {
             not_before: None,
             shutdown: ShutdownPolicy::default(),
             max_downtime_seconds: default_max_downtime(),
+            on_difference: OnDifference::default(),
             verify_timeout_seconds: default_verify_timeout(),
             on_verify_failure: OnVerifyFailure::default(),
             on_source_started: OnSourceStarted::default(),

@@ -302,6 +302,8 @@ fn a_guest_that_does_not_obey_is_powered_off_if_its_policy_says_so_and_loses_not
     let mut migration = Migration::of(&host, &guest);
     migration.order.shutdown.timeout_seconds = 5;
     migration.order.shutdown.on_timeout = OnShutdownTimeout::ForceOff;
+    // A write that was under way when the plug was pulled may have reached one side only.
+    migration.order.repair_within_seconds = 900;
     migration.reach(Want::Mirror);
     migration.wait_in_sync();
     let status = migration.reach(Want::Quiesce);

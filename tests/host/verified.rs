@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use drover::api::block_copy::{BlockCopyStatus, HowOff, Want};
+use drover::api::shutdown::OnShutdownTimeout;
 use drover_lab::libvirt::{Domain, GuestSpec};
 use nix::sys::signal::Signal;
 
@@ -159,6 +160,74 @@ fn a_mirror_that_somebody_ends_while_the_driver_looks_away_is_not_believed() {
     assert!(migration.driver.tail().contains("every extent is compared"), "{}", migration.driver.tail());
     let proofs = migration.status().quiesce.unwrap();
     assert_eq!((proofs.how, proofs.equal_at), (Some(HowOff::Clean), None));
+}
+
+/// The disks are equal, and the report tells that this took a repair.
+fn repaired(migration: &mut Migration, host: &Host, guest: &Domain, why: &str) {
+    let status = migration.wait("proven", |status| status.reached == Some(Want::Quiesce));
+    migration.assert_equal(host, guest, &status);
+    let proofs = status.quiesce.unwrap();
+    let repair = proofs.repair.unwrap();
+    println!("{} of {} extents repaired: {}", repair.repaired_extents.unwrap(), DISK / EXTENT, repair.why);
+    assert!(repair.why.contains(why), "{repair:?}");
+    assert!((1..DISK / EXTENT).contains(&repair.repaired_extents.unwrap()), "{repair:?}");
+    assert_eq!((proofs.compared_extents, proofs.verified_extents), (Some(DISK / EXTENT), Some(0)));
+}
+
+fn may_repair(host: &Host, guest: &Domain) -> Migration {
+    let mut migration = Migration::of(host, guest);
+    migration.order.repair_within_seconds = 900;
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration
+}
+
+#[test]
+fn a_byte_that_the_storage_loses_is_written_anew_when_the_guest_is_off_and_it_is_told() {
+    let host = Host::start();
+    let guest = host.guest(&of_size(DISK));
+    let mut migration = Migration::of(&host, &guest);
+    migration.order.repair_within_seconds = 900;
+    migration.order.limits.verify_mib_per_second = 0;
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    corrupt(&migration.targets[0], 40 * MIB);
+    migration.want(Want::Quiesce);
+    repaired(&mut migration, &host, &guest, &format!("at byte {}, although all was written to it", 40 * MIB));
+}
+
+#[test]
+fn what_a_relay_loses_in_the_shutdown_is_written_anew_from_the_sources_disk() {
+    let host = Host::start();
+    let guest = host.guest(&of_size(DISK));
+    let mut migration = may_repair(&host, &guest);
+    // Nothing is taken any more: what the guest writes last stays in the relay, and dies with it.
+    host.storage.pause().unwrap();
+    migration.want(Want::Quiesce);
+    guest.wait_state("shut off", LIMIT).unwrap();
+    migration.wait("draining", |status| status.disks.iter().all(|disk| disk.backlog_bytes > 0));
+    migration.relay.kill();
+    host.storage.resume().unwrap();
+    repaired(&mut migration, &host, &guest, "the relay's process has ended");
+}
+
+#[test]
+fn a_copy_that_breaks_while_the_guest_shuts_down_is_written_anew() {
+    let host = Host::start();
+    // Deaf to the power button: it is off when its agent is asked, not before.
+    let guest = host.guest(&GuestSpec { deaf: true, ..of_size(DISK) });
+    let mut migration = may_repair(&host, &guest);
+    migration.order.shutdown.timeout_seconds = 10;
+    migration.order.shutdown.on_timeout = OnShutdownTimeout::ForceOff;
+    migration.want(Want::Quiesce);
+    migration.wait("asked", |status| status.quiesce.as_ref().is_some_and(|q| q.shutdown_requested_at.is_some()));
+    migration.restart_relay();
+    let last = guest.console().last_ack().unwrap();
+    migration.problem("CopyBroken");
+    // Written to the source alone.
+    guest.wait_for_ack(last + 5, LIMIT).unwrap();
+    repaired(&mut migration, &host, &guest, "the relay was started anew");
+    assert_eq!(migration.status().quiesce.unwrap().how, Some(HowOff::Forced));
 }
 
 /// What this design gives away, told by a test: the storage is believed to keep what it was seen to have.

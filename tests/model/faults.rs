@@ -61,6 +61,7 @@ pub fn happens(model: &mut Model, state: &mut State, fault: Fault) -> Result<(),
     match fault {
         Fault::DriverDies => {
             only_if(state.driver.up)?;
+            host::forget_comparison(state);
             state.driver = Driver::default();
         }
         Fault::RelayDies => {
@@ -161,6 +162,7 @@ fn target_on(model: &Model, state: &mut State) -> Result<(), Stop> {
 /// Everything that runs on the hypervisor ends, and so does what lies in its memory file system.
 fn reboot(state: &mut State) -> Result<(), Stop> {
     host::end_relay(state);
+    host::forget_comparison(state);
     if state.disk.late {
         // What was under way arrives now, or never.
         state.disk = Disk { equal: false, spoilt: true, late: false, hidden: true };

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use drover::api::block_copy::{Claim, Want};
 use drover::api::machine::{Board, Cpu, Disk as MachineDisk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use drover::flow::copy::{
-    BlockSeen, ComparisonSeen, DomainSeen, Effect, ExportSeen, Fact, Found, Holder, JobSeen, MIN_LIBVIRT, Mark, Memory,
-    MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen, Proviso, RelaySeen, Seen, ShutdownBy, Version,
-    decide as decide_copy,
+    BlockSeen, ComparisonProgress, ComparisonSeen, DomainSeen, Effect, ExportSeen, Fact, Found, Holder, JobSeen,
+    MIN_LIBVIRT, Mark, Memory, MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen, Proviso, RelaySeen, Seen,
+    ShutdownBy, Version, decide as decide_copy,
 };
 
 use crate::faults;
@@ -27,8 +27,8 @@ pub struct Driver {
     pub up: bool,
     /// It was there when libvirt told that the guest powered itself off.
     pub saw_event: bool,
-    /// What it has seen when it compared.
-    pub compared: Option<bool>,
+    /// What it has seen when it compared, or that it is at it.
+    pub compared: Option<Compared>,
     /// Version of the target that this is about.
     pub compared_version: Option<u8>,
     /// Under what it found the disks equal, all but what the write counters will tell.
@@ -36,6 +36,16 @@ pub struct Driver {
     /// How often something may have passed the mirror by.
     pub interruptions: u8,
     pub held: Option<Held>,
+}
+
+/// A comparison of source and target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compared {
+    Equal,
+    Different,
+    /// What differs is being written anew.
+    Repairing,
+    Repaired,
 }
 
 /// Under what write counters may be believed.
@@ -67,7 +77,7 @@ pub enum Errand {
     AbortMirror,
     EndRelay { run: u8 },
     Verify(Counted),
-    Compare { believe: Option<Counted> },
+    Compare { believe: Option<Counted>, repair: bool },
     Shutdown,
     PowerOff,
     Start,
@@ -98,7 +108,7 @@ pub struct Question {
     relay: Relay,
     late: bool,
     saw_event: bool,
-    compared: Option<bool>,
+    compared: Option<Compared>,
     interruptions: u8,
     glance: Glance,
 }
@@ -219,9 +229,18 @@ fn seen(question: &Question, memory: Option<Memory>) -> Seen {
         memory_bytes: 128 << 20,
         exports: export.map(|export| (DEVICE.to_owned(), export)).into_iter().collect(),
     };
-    let comparison = question.compared.map(|equal| match equal {
-        true => ComparisonSeen::Equal { blake3: String::new(), compared_extents: 1, verified_extents: 1 },
-        false => ComparisonSeen::Different { first_difference_offset: 0 },
+    let comparison = question.compared.map(|compared| ComparisonSeen {
+        repairs: matches!(compared, Compared::Repairing | Compared::Repaired),
+        progress: match compared {
+            Compared::Different => ComparisonProgress::Different { first_difference_offset: 0 },
+            Compared::Repairing => ComparisonProgress::Running { done_bytes: 0, seconds: 0 },
+            Compared::Equal | Compared::Repaired => ComparisonProgress::Equal {
+                blake3: String::new(),
+                compared_extents: 1,
+                verified_extents: 1,
+                repaired_extents: 1,
+            },
+        },
     });
     Seen {
         found: match question.glance {
@@ -274,7 +293,7 @@ fn errand(effect: Effect) -> Option<Errand> {
             Errand::EndRelay { run: u8::try_from(process.pid - 500).expect("few runs") }
         }
         Effect::Verify { proviso, .. } => Errand::Verify(counted(&proviso)),
-        Effect::Compare { believe, .. } => Errand::Compare { believe: believe.as_ref().map(counted) },
+        Effect::Compare { believe, repair, .. } => Errand::Compare { believe: believe.as_ref().map(counted), repair },
         Effect::Shutdown(_) => Errand::Shutdown,
         Effect::PowerOff => Errand::PowerOff,
         Effect::Start => Errand::Start,
@@ -325,7 +344,8 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
     }
     let wanted = version(model.orders.get(copy.spec).target_version.as_deref());
     if state.driver.compared_version != wanted {
-        (state.driver.compared, state.driver.compared_version) = (None, wanted);
+        forget_comparison(state);
+        state.driver.compared_version = wanted;
     }
     let answer = model.answer(Question {
         copy,
@@ -339,7 +359,7 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
         glance,
     });
     if !answer.keeps_comparison {
-        state.driver.compared = None;
+        forget_comparison(state);
     }
     state.claim = answer.claim;
     let changed = copy.status != Some(answer.report);
@@ -434,19 +454,42 @@ fn carry_out(state: &mut State, errand: Errand) -> Result<bool, Stop> {
                 state.driver.verified = Some(counted);
             }
         }
-        Errand::Compare { believe } => {
+        Errand::Compare { repair: true, .. } => {
+            if state.prism.vm.on == On::ByUs {
+                return Err(broken("I1", "the disks of the running target were written anew"));
+            }
+            state.driver.compared = Some(Compared::Repairing);
+        }
+        Errand::Compare { believe, repair: false } => {
             let equal = state.disk.equal && !state.relay.backlog;
             let counted = believe.filter(|counted| {
                 state.driver.verified == Some(*counted) && state.relay.sealed == Some(counted.relay_run)
             });
             // What the counters do not tell is not read again.
-            state.driver.compared = Some(equal || (counted.is_some() && state.disk.hidden));
+            let equal = equal || (counted.is_some() && state.disk.hidden);
+            state.driver.compared = Some(if equal { Compared::Equal } else { Compared::Different });
         }
         Errand::Shutdown | Errand::PowerOff => return shut_down(state, errand),
         Errand::Start => return start(state),
         Errand::DeleteClaim => state.claim = None,
     }
     Ok(true)
+}
+
+/// Everything that differed was written anew, and was read once more.
+pub fn repaired(state: &mut State) -> Result<(), Stop> {
+    only_if(state.driver.compared == Some(Compared::Repairing))?;
+    if state.prism.vm.on == On::ByUs {
+        return Err(broken("I1", "the disks of the running target were written anew"));
+    }
+    state.driver.compared = Some(Compared::Repaired);
+    (state.disk.equal, state.disk.hidden) = (true, false);
+    Ok(())
+}
+
+/// What it was writing at that moment may be under way.
+pub fn forget_comparison(state: &mut State) {
+    state.disk.late |= state.driver.compared.take() == Some(Compared::Repairing);
 }
 
 fn shut_down(state: &mut State, errand: Errand) -> Result<bool, Stop> {

@@ -110,6 +110,10 @@ impl Canonical for BlockCopyStatus {
             whenever(&mut quiesce.off_by_host_at);
             whenever(&mut quiesce.writers_gone_at);
             whenever(&mut quiesce.equal_at);
+            if let Some(repair) = &mut quiesce.repair {
+                repair.why.clear();
+                repair.begun_at = MicroTime(timestamp(WHENEVER));
+            }
         }
         self
     }
@@ -120,6 +124,7 @@ impl Canonical for Memory {
         if let Some(failure) = &mut self.quiesce_failed {
             failure.message.clear();
         }
+        self.repair = self.repair.map(|_| String::new());
         // Only the length of a pause hangs on the number of failures.
         self.failures = self.failures.min(1);
         self.retry_at = self.retry_at.filter(|retry| retry.0 > now().0).map(|_| Time(timestamp(A_LITTLE_LATER)));

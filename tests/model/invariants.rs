@@ -133,6 +133,7 @@ fn round(model: &mut Model, state: &mut State) -> Result<(), Broken> {
         Action::QemuEnds,
         Action::LateArrives,
         Action::MirrorReady,
+        Action::Repaired,
         Action::RelayDrains,
         Action::TaskRuns(0),
     ];

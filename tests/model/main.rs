@@ -89,6 +89,8 @@ fn planted_mistakes_are_found() {
     is_found(Bug::ForgetAutostart, Start::Approved, 1, &["I1", "I4"]);
     is_found(Bug::NoSecondProof, Start::Approved, 1, &["I1", "I2"]);
     is_found(Bug::IgnoreTarget, Start::Approved, 2, &["I1"]);
+    is_found(Bug::ForgetProven, Start::Approved, 2, &["I1", "I2"]);
+    is_found(Bug::RepairBesideRelay, Start::Approved, 1, &["I2"]);
     is_found(Bug::IgnoreLateData, Start::Approved, 2, &["I2"]);
     is_found(Bug::IgnoreOpenTasks, Start::Approved, 1, &["I1"]);
     is_found(Bug::NoFence, Start::Approved, 2, &["I1"]);

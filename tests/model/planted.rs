@@ -27,6 +27,10 @@ pub enum Bug {
     IgnoreOpenTasks,
     /// Data of a dead relay that is still under way is not waited for.
     IgnoreLateData,
+    /// What differs is written anew although equality was reported before, so that the target may run.
+    ForgetProven,
+    /// What differs is written anew while a relay that holds something else still lives.
+    RepairBesideRelay,
     /// Whoever runs the target is not looked at before the source is given back.
     IgnoreTarget,
 }
@@ -63,7 +67,15 @@ pub fn spoil_controller(bug: Option<Bug>, spec: &mut VmMigrationSpec, status: &m
                 vms.iter_mut().for_each(|vm| vm.on = Tri::No);
             }
         }
-        Some(Bug::NoSecondProof | Bug::ForgetAutostart | Bug::IgnoreLateData | Bug::IgnoreTarget) | None => {}
+        Some(
+            Bug::NoSecondProof
+            | Bug::ForgetAutostart
+            | Bug::IgnoreLateData
+            | Bug::ForgetProven
+            | Bug::RepairBesideRelay
+            | Bug::IgnoreTarget,
+        )
+        | None => {}
     }
 }
 
@@ -99,6 +111,16 @@ pub fn spoil_host(bug: Option<Bug>, order: &BlockCopySpec, status: &mut BlockCop
                 memory.epoch = memory.epoch.min(order.epoch);
             }
         }
+        Some(Bug::RepairBesideRelay) if matches!(domain.power, Power::Off { .. }) => {
+            if let copy::Fact::Known(processes) = &mut seen.processes {
+                processes.alive.retain(|process| process.pid < 500);
+            }
+        }
+        Some(Bug::ForgetProven) => {
+            if let copy::Fact::Known(Some(memory)) = &mut seen.memory {
+                memory.proven = false;
+            }
+        }
         Some(Bug::IgnoreLateData) => {
             if let copy::Fact::Known(processes) = &mut seen.processes {
                 processes.orphan_sockets.clear();
@@ -110,6 +132,7 @@ pub fn spoil_host(bug: Option<Bug>, order: &BlockCopySpec, status: &mut BlockCop
             | Bug::AcceptStaleApproval
             | Bug::NoFence
             | Bug::IgnoreOpenTasks
+            | Bug::RepairBesideRelay
             | Bug::IgnoreTarget,
         )
         | None => {}

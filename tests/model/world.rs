@@ -181,6 +181,7 @@ pub enum Action {
     Guest,
     QemuEnds,
     MirrorReady,
+    Repaired,
     RelayDrains,
     RelayStarts,
     LateArrives,
@@ -289,6 +290,7 @@ impl Model {
                 host::end_qemu(state);
             }
             Action::MirrorReady => host::mirror_ready(state)?,
+            Action::Repaired => host::repaired(state)?,
             Action::RelayDrains => {
                 let refilled = state.source.qemu && state.source.mirror != Mirror::None;
                 only_if(state.relay.backlog && !refilled)?;
@@ -459,7 +461,7 @@ impl World for Model {
             actions.extend(Glance::ALL.map(|glance| Action::DriverTurnUntil(glance, steps)));
         }
         actions.extend([Action::DriverResume, Action::DriverDrop, Action::DriverStarts]);
-        actions.extend([Action::Guest, Action::QemuEnds, Action::MirrorReady, Action::RelayDrains]);
+        actions.extend([Action::Guest, Action::QemuEnds, Action::MirrorReady, Action::Repaired, Action::RelayDrains]);
         actions.extend([
             Action::RelayStarts,
             Action::LateArrives,

@@ -104,7 +104,7 @@ async fn a_server_away_while_nobody_waits_only_delays_the_drain() -> Result<()> 
         relay.wait_drained().await?;
     }
     std::fs::write(&source, &expected)?;
-    assert_eq!(compare(&source, 64 * MIB, &spec, vec![None; 16], &|_| ()).await?.first_difference_offset, None);
+    assert_eq!(compare(&source, 64 * MIB, &spec, vec![None; 16], false, &|_| ()).await?.first_difference_offset, None);
     Ok(())
 }
 

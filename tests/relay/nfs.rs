@@ -29,7 +29,7 @@ async fn a_disk_copied_over_nfs_is_proven_equal() -> Result<()> {
     let seen = std::sync::atomic::AtomicU64::new(0);
     let progress = |done| seen.store(done, std::sync::atomic::Ordering::Relaxed);
     let nothing = || vec![None; extent_count(50 * MIB)];
-    let equal = compare(&source, 50 * MIB, &spec, nothing(), &progress).await?;
+    let equal = compare(&source, 50 * MIB, &spec, nothing(), false, &progress).await?;
     let hashes = std::fs::read(&source)?;
     let hashes: Vec<[u8; 32]> = hashes.chunks(EXTENT_BYTES as usize).map(|e| *blake3::hash(e).as_bytes()).collect();
     assert_eq!((equal.first_difference_offset, equal.compared_extents), (None, 13));
@@ -38,12 +38,12 @@ async fn a_disk_copied_over_nfs_is_proven_equal() -> Result<()> {
 
     let disk = File::options().write(true).open(ganesha.path("disk"))?;
     disk.write_all_at(b"!", 33 * MIB + 5)?;
-    let different = compare(&source, 50 * MIB, &spec, nothing(), &|_| ()).await?;
+    let different = compare(&source, 50 * MIB, &spec, nothing(), false, &|_| ()).await?;
     assert_eq!((different.first_difference_offset, different.blake3.as_str()), (Some(33 * MIB + 5), ""));
     // What is known is not read, and makes the same evidence.
     let mut known: Vec<_> = hashes.into_iter().map(Some).collect();
     known[2] = None;
-    let rest = compare(&source, 50 * MIB, &spec, known, &|_| ()).await?;
+    let rest = compare(&source, 50 * MIB, &spec, known, false, &|_| ()).await?;
     assert_eq!((rest.blake3, rest.compared_extents), (equal.blake3, 1));
     Ok(())
 }
@@ -60,7 +60,7 @@ async fn zeroes_over_old_bytes_are_written_over_nfs() -> Result<()> {
     file.write_all_at(&noise(2, MIB as usize), 2 * MIB)?;
     relay.client.open("vda", 8 * MIB, &spec, false).await?;
     run(Command::new("nbdcopy").arg("--flush").arg(&source).arg(relay.uri("vda+durable")))?;
-    assert_eq!(compare(&source, 8 * MIB, &spec, vec![None; 2], &|_| ()).await?.first_difference_offset, None);
+    assert_eq!(compare(&source, 8 * MIB, &spec, vec![None; 2], false, &|_| ()).await?.first_difference_offset, None);
     Ok(())
 }
 

@@ -72,11 +72,13 @@ pub enum Effect {
         bytes_s: u64,
     },
     /// Compare source and target in the background: every extent, or if the write counters may be believed, only what was not verified
-    /// since it was written to. They are, if the proviso is the one under which it was verified last.
+    /// since it was written to. They are, if the proviso is the one under which it was verified last. `repair`: what differs is written
+    /// anew from the source.
     Compare {
         disk: DiskCopy,
         source_path: String,
         believe: Option<Proviso>,
+        repair: bool,
     },
     /// Have the guest's agent run a command, in the background.
     RunInGuest(GuestCommand),

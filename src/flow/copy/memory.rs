@@ -57,9 +57,15 @@ pub struct Memory {
     /// The guest did not power off in time, and was powered off.
     #[serde(default)]
     pub forced: bool,
-    /// The source was seen off after our request. From then on nothing is written to the targets for this claim.
+    /// The source was seen off after our request. From then on nothing is mirrored to the targets for this claim.
     #[serde(default)]
     pub shut_down: bool,
+    /// Why what differs is written anew from the source's disks. From then on the driver is a writer, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<String>,
+    /// Source and target were reported as equal: from then on the target may be running, and nothing is written to it any more.
+    #[serde(default)]
+    pub proven: bool,
     /// The order whose `Quiesce` failed: it is not tried again under the same epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce_failed: Option<Failure>,
@@ -94,6 +100,8 @@ impl Memory {
             reboots: 0,
             forced: false,
             shut_down: false,
+            repair: None,
+            proven: false,
             quiesce_failed: None,
         }
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   Inspect   find, claim, report
 //!   Mirror    open exports -> start mirrors -> follow; any break voids the whole attempt and it starts again   ([`mirror`])
-//!   Quiesce   in sync -> mark -> shut down -> off, twice -> drained -> writers gone -> equal                   ([`quiesce`])
+//!   Quiesce   in sync -> mark -> shut down -> off, twice -> drained -> writers gone -> equal          ([`quiesce`], [`prove`])
 //!   KeepOff   the target runs: write nothing, start nothing, marked as migrated                                ([`release`])
 //!   Release   cut the mirror -> autostart back -> start what was shut down -> unmark, unclaim                  ([`release`])
 //!   Undo      the same for a source that bears the mark of a finished cutover: its target was shut down for good
@@ -16,6 +16,7 @@ mod effect;
 mod memory;
 mod mirror;
 mod pace;
+mod prove;
 mod quiesce;
 mod release;
 mod seen;

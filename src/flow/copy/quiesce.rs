@@ -1,25 +1,22 @@
-//! `Quiesce`: from a mirror in sync to a source that is proven off and a target that is proven equal.
+//! `Quiesce`: from a mirror in sync to a source that is off. [`prove`] takes it from there.
 //!
 //! Until the guest is off, whatever goes wrong puts autostart and mark back and leaves the guest running; the order has then failed and
 //! is not tried again under its epoch, for the hour that was chosen for it is over. Once the guest is off nothing here starts it: only
 //! `Release` does.
 
-use super::effect::{Effect, Proviso};
+use super::effect::Effect;
 use super::memory::{Failure, MarkState, Memory};
 use super::mirror;
-use super::seen::{CommandSeen, ComparisonSeen, DomainSeen, Fact, Power, ProcessId, ProcessesSeen, ShutdownBy};
+use super::prove::{may_repair, prove};
+use super::seen::{CommandSeen, DomainSeen, Power, ShutdownBy};
 use super::turn::Turn;
-use crate::api::block_copy::{DiskCopy, HowOff, MirrorState, QuiesceStatus, Want};
+use crate::api::block_copy::{DiskCopy, QuiesceStatus};
 use crate::api::shutdown::{GuestCommand, OnCommandFailure, OnShutdownTimeout};
 
 /// How long an order may wait for a mirror that is not in sync at that moment.
 const PATIENCE_SECONDS: u64 = 30;
 /// A guest may miss the request while it boots; repeating it does no harm.
 const REPEAT_SHUTDOWN_SECONDS: u64 = 10;
-/// How long to wait for libvirt's event that tells guest from host, after the state says off.
-const EVENT_SECONDS: u64 = 2;
-/// How long a relay may take to end after it was asked to.
-const RELAY_END_SECONDS: u64 = 5;
 
 /// Follows the order `Quiesce`.
 pub(super) fn quiesce(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
@@ -86,6 +83,7 @@ fn prepare(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, marked
     }
     memory.shutdown_by = None;
     memory.forced = false;
+    memory.repair = None;
     memory.reboots = domain.reboots;
     memory.shutdown_sent_at = Some(turn.now.clone());
     turn.status.quiesce = Some(QuiesceStatus {
@@ -157,10 +155,13 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
             None => Some("no copy was running".into()),
         };
         if let Some(why) = broken {
-            let message = format!(
-                "The copy broke while the guest was asked to shut down: {why}. The source is left as it is: release it, or copy again."
-            );
-            return fail(turn, memory, "NotInSync", message);
+            let broke = format!("The copy broke while the guest was asked to shut down: {why}.");
+            if !may_repair(turn, memory, quiesce) {
+                let message = format!("{broke} The source is left as it is: release it, or copy again.");
+                return fail(turn, memory, "NotInSync", message);
+            }
+            // It cannot be taken back that the guest was asked.
+            turn.problem("CopyBroken", format!("{broke} When it is off, what differs is written anew."));
         }
         // The relay was looked at before the domain: a power-off that ended the connection would be seen by now.
         let cut_off = |disk: &DiskCopy| relay.exports.get(&disk.device).is_some_and(|export| !export.connected);
@@ -195,7 +196,7 @@ fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quie
     }
 }
 
-fn remember_who(domain: &DomainSeen, memory: &mut Memory) {
+pub(super) fn remember_who(domain: &DomainSeen, memory: &mut Memory) {
     // A word that it was the host stays: a later one cannot make that a clean shutdown.
     if memory.shutdown_by != Some(ShutdownBy::Host) {
         memory.shutdown_by = domain.shutdown_by.or(memory.shutdown_by);
@@ -219,7 +220,7 @@ fn started_again(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) 
 }
 
 /// The order has failed for good; [`stay_failed`] puts back what it changed.
-fn fail(turn: &mut Turn<'_>, memory: &mut Memory, reason: &str, message: String) {
+pub(super) fn fail(turn: &mut Turn<'_>, memory: &mut Memory, reason: &str, message: String) {
     memory.quiesce_failed = Some(Failure { epoch: turn.order.epoch, reason: reason.into(), message: message.clone() });
     turn.status.problem = None;
     turn.problem(reason, message);
@@ -249,213 +250,4 @@ pub(super) fn restore(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Mem
     // Autostart is back first; only then may its memory go.
     memory.autostart_was = None;
     turn.mark(domain, memory, MarkState::Claimed);
-}
-
-/// The guest is off after our request: prove it, drain, end the writers, compare. One proof after the other, each level-triggered.
-fn prove(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, mut quiesce: QuiesceStatus, orderly: bool) {
-    mirror::report(turn, domain, memory);
-    remember_who(domain, memory);
-    let done = prove_off(turn, domain, memory, &mut quiesce, orderly)
-        && prove_drained(turn, memory, &mut quiesce)
-        && end_writers(turn, memory, &mut quiesce)
-        && prove_equal(turn, domain, memory, &mut quiesce);
-    turn.status.quiesce = Some(quiesce);
-    if done {
-        turn.status.reached = Some(Want::Quiesce);
-    }
-}
-
-fn prove_off(
-    turn: &mut Turn<'_>,
-    domain: &DomainSeen,
-    memory: &Memory,
-    quiesce: &mut QuiesceStatus,
-    orderly: bool,
-) -> bool {
-    if domain.managed_save || domain.id.is_some() {
-        quiesce.off_by_libvirt_at = None;
-        turn.problem(
-            "OffNotProven",
-            "libvirt says shut off, but the domain has a saved memory image or still an id. A start would resume it: remove the image (virsh managedsave-remove) if that is not wanted.".into(),
-        );
-        return false;
-    }
-    let since = quiesce.off_by_libvirt_at.get_or_insert_with(|| turn.moment()).clone();
-    if quiesce.how.is_none() {
-        quiesce.how = match memory.shutdown_by {
-            _ if memory.forced => Some(HowOff::Forced),
-            Some(ShutdownBy::Guest) if orderly => Some(HowOff::Clean),
-            Some(_) => Some(HowOff::Unclear),
-            None if orderly && turn.seconds_since(since.0) < EVENT_SECONDS => None,
-            None => Some(HowOff::Unclear),
-        };
-    }
-    let Fact::Known(processes) = &turn.seen.processes else {
-        quiesce.off_by_host_at = None;
-        turn.problem(
-            "OffNotProven",
-            "The host's processes cannot be looked at: the second proof of off is missing.".into(),
-        );
-        return false;
-    };
-    if let Some(why) = still_held(turn, memory, processes) {
-        quiesce.off_by_host_at = None;
-        turn.problem("OffNotProven", why);
-        return false;
-    }
-    quiesce.off_by_host_at.get_or_insert_with(|| turn.moment());
-    quiesce.how.is_some()
-}
-
-/// Why the host does not prove that the source is off, if it does not.
-fn still_held(turn: &Turn<'_>, memory: &Memory, processes: &ProcessesSeen) -> Option<String> {
-    turn.order.disks.iter().find_map(|disk| {
-        let device = &disk.device;
-        let Some(remembered) = memory.holders.get(device).filter(|remembered| !remembered.is_empty()) else {
-            return Some(format!(
-                "No process was ever seen holding disk {device}, so that none holds it now proves nothing."
-            ));
-        };
-        if let Some(qemu) = remembered.iter().find(|process| processes.alive.contains(process)) {
-            return Some(format!("QEMU (pid {}) held disk {device} and still lives.", qemu.pid));
-        }
-        match processes.holders.get(device).map(Vec::as_slice) {
-            None => Some(format!("Who holds disk {device} could not be looked at.")),
-            Some([]) => None,
-            Some([holder, ..]) => Some(format!(
-                "Process {} ({}) holds disk {device}. End it, if it is not meant to be.",
-                holder.process.pid, holder.command
-            )),
-        }
-    })
-}
-
-fn prove_drained(turn: &mut Turn<'_>, memory: &mut Memory, quiesce: &mut QuiesceStatus) -> bool {
-    if quiesce.drained_at.is_some() {
-        set_states(turn, MirrorState::Drained);
-        return true;
-    }
-    let Some(relay) = turn.relay() else { return false };
-    let broken = match &memory.attempt {
-        Some(attempt) => mirror::relay_broken(turn, attempt, relay),
-        None => Some("no copy was running".into()),
-    };
-    if let Some(why) = broken {
-        let message = format!(
-            "What the relay held was lost after the guest powered off: {why}. The source's disks are whole: release it."
-        );
-        fail(turn, memory, "NotInSync", message);
-        return false;
-    }
-    let idle = turn
-        .order
-        .disks
-        .iter()
-        .all(|disk| relay.exports.get(&disk.device).is_some_and(|e| e.backlog_bytes == 0 && !e.connected));
-    if !idle {
-        set_states(turn, MirrorState::Draining);
-        return false;
-    }
-    quiesce.drained_at = Some(turn.moment());
-    set_states(turn, MirrorState::Drained);
-    true
-}
-
-fn set_states(turn: &mut Turn<'_>, state: MirrorState) {
-    for disk in &mut turn.status.disks {
-        disk.state = state;
-    }
-}
-
-/// Ends every relay that ever wrote for this migration and waits until nothing of it is left, not even a socket with data under way.
-fn end_writers(turn: &mut Turn<'_>, memory: &Memory, quiesce: &mut QuiesceStatus) -> bool {
-    let Fact::Known(processes) = &turn.seen.processes else { return false };
-    let alive: Vec<&ProcessId> = memory.writers.iter().filter(|writer| processes.alive.contains(writer)).collect();
-    if !alive.is_empty() {
-        quiesce.writers_gone_at = None;
-        quiesce.equal_at = None;
-        let asked = quiesce.drained_at.as_ref().map_or(0, |at| turn.seconds_since(at.0));
-        if let Fact::Known(relay) = &turn.seen.relay
-            && alive.iter().any(|writer| writer.pid == relay.pid)
-        {
-            turn.close_exports(relay, false);
-        }
-        let force = asked >= RELAY_END_SECONDS;
-        turn.effects.extend(alive.into_iter().map(|process| Effect::EndRelay { process: process.clone(), force }));
-        return false;
-    }
-    if quiesce.writers_gone_at.is_some() {
-        return true;
-    }
-    if let Some(socket) = processes.orphan_sockets.first() {
-        turn.problem(
-            "WritersNotGone",
-            format!("A connection without a process may still deliver data: {socket}. Waiting for it to end."),
-        );
-        return false;
-    }
-    quiesce.writers_gone_at = Some(turn.moment());
-    true
-}
-
-/// Equal is what this driver compared: what was recorded by one that is gone is compared again, for nobody watched the disks meanwhile.
-fn prove_equal(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &mut QuiesceStatus) -> bool {
-    let compared_at = quiesce.equal_at.take();
-    let Ok(machine) = &domain.machine else { return false };
-    let order = turn.order;
-    let believe = proviso(turn, domain, memory, quiesce);
-    let (mut hashes, mut compared, mut verified) = (Vec::new(), 0, 0);
-    for disk in &order.disks {
-        let path = machine.disks.iter().find(|source| source.device == disk.device).map(|source| source.path.clone());
-        let comparison = turn.seen.comparisons.get(&disk.device);
-        match (comparison, path) {
-            (Some(ComparisonSeen::Equal { blake3, compared_extents, verified_extents }), _) => {
-                hashes.push(blake3.clone());
-                compared += compared_extents;
-                verified += verified_extents;
-            }
-            (Some(ComparisonSeen::Different { first_difference_offset }), _) => turn.problem(
-                "NotEqual",
-                format!("Disk {} differs from its target at byte {first_difference_offset}. Do not start the target; release the source.", disk.device),
-            ),
-            (Some(ComparisonSeen::Running { .. }), _) => {}
-            (Some(ComparisonSeen::Failed(why)), Some(source_path)) => {
-                turn.problem("CompareFailed", format!("Disk {} could not be compared: {why}. It is tried again.", disk.device));
-                turn.effects.push(Effect::Compare { disk: disk.clone(), source_path, believe: believe.clone() });
-            }
-            (None, Some(source_path)) => {
-                turn.effects.push(Effect::Compare { disk: disk.clone(), source_path, believe: believe.clone() });
-            }
-            (_, None) => turn.problem("SourceChanged", format!("The domain has no disk {} any more.", disk.device)),
-        }
-    }
-    if hashes.len() < order.disks.len() {
-        return false;
-    }
-    quiesce.equal_at = compared_at.or_else(|| Some(turn.moment()));
-    quiesce.blake3 = hashes;
-    (quiesce.compared_extents, quiesce.verified_extents) = (Some(compared), Some(verified));
-    for disk in &mut turn.status.disks {
-        disk.verified_bytes = order.disks.iter().find(|d| d.device == disk.device).map_or(0, |d| d.size_bytes);
-    }
-    true
-}
-
-/// Under what the write counters may be believed; `None`: every extent is to be compared.
-///
-/// They count what passes the mirror. Nothing passed it by if the guest shut itself down, no other QEMU was ever seen with its disks, and
-/// the mirror was there for as long as the guest was seen running.
-fn proviso(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory, quiesce: &QuiesceStatus) -> Option<Proviso> {
-    let attempt = memory.attempt.as_ref()?;
-    let held_by_it_alone =
-        |device| memory.holders.get(device).is_some_and(|holders| holders.iter().all(|holder| *holder == attempt.qemu));
-    let believed = quiesce.how == Some(HowOff::Clean)
-        && !attempt.cut
-        && turn.order.limits.verify_mib_per_second > 0
-        && turn.order.disks.iter().all(|disk| held_by_it_alone(&disk.device));
-    believed.then(|| Proviso {
-        relay_instance: attempt.relay_instance.clone(),
-        interruptions: domain.interruptions,
-        target_version: turn.order.target_version.clone(),
-    })
 }

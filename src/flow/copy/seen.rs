@@ -224,15 +224,26 @@ pub enum CommandSeen {
 
 /// A comparison of source and target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ComparisonSeen {
+pub struct ComparisonSeen {
+    /// It writes anew what differs.
+    pub repairs: bool,
+    pub progress: ComparisonProgress,
+}
+
+/// How far a comparison is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ComparisonProgress {
     Running {
         done_bytes: u64,
+        seconds: u64,
     },
     Equal {
         blake3: String,
         /// Extents that were read for it, and those that were known to be equal.
         compared_extents: u64,
         verified_extents: u64,
+        /// Extents that had differed and were written anew.
+        repaired_extents: u64,
     },
     Different {
         first_difference_offset: u64,

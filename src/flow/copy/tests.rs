@@ -52,6 +52,10 @@ fn machine() -> Machine {
     }
 }
 
+fn equal(compared_extents: u64, verified_extents: u64, repaired_extents: u64) -> ComparisonProgress {
+    ComparisonProgress::Equal { blake3: "h".into(), compared_extents, verified_extents, repaired_extents }
+}
+
 fn order(want: Want, epoch: u64) -> BlockCopySpec {
     let disk = |device: &&str| DiskCopy {
         device: (*device).into(),
@@ -75,6 +79,7 @@ fn order(want: Want, epoch: u64) -> BlockCopySpec {
         target_version: None,
         limits: CopyLimits::default(),
         shutdown: ShutdownPolicy { timeout_seconds: 120, ..ShutdownPolicy::default() },
+        repair_within_seconds: 0,
         power_off_source: false,
     }
 }
@@ -90,7 +95,9 @@ struct Host {
     alive: BTreeSet<u32>,
     stranger: Option<Holder>,
     orphans: Vec<String>,
-    comparison: ComparisonSeen,
+    comparison: ComparisonProgress,
+    /// What a comparison comes to that writes anew what differs.
+    repair: ComparisonProgress,
     verifications: BTreeMap<String, VerificationSeen>,
     comparisons: BTreeMap<String, ComparisonSeen>,
     command: Option<CommandSeen>,
@@ -133,7 +140,8 @@ impl Host {
             alive: BTreeSet::from([100, 200]),
             stranger: None,
             orphans: vec![],
-            comparison: ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 1, verified_extents: 15 },
+            comparison: equal(1, 15, 0),
+            repair: equal(16, 0, 3),
             verifications: BTreeMap::new(),
             comparisons: BTreeMap::new(),
             command: None,
@@ -288,9 +296,10 @@ impl Host {
                 let seen = VerificationSeen { opening, verified_bytes: SIZE / 2, difference_offset: None };
                 self.verifications.entry(disk.device).or_insert(seen);
             }
-            Effect::Compare { disk, .. } => {
+            Effect::Compare { disk, repair, .. } => {
                 assert!(!matches!(self.domain.power, Power::Running), "compared while it runs");
-                self.comparisons.insert(disk.device, self.comparison.clone());
+                let progress = if repair { &self.repair } else { &self.comparison };
+                self.comparisons.insert(disk.device, ComparisonSeen { repairs: repair, progress: progress.clone() });
             }
             Effect::RunInGuest(_) => self.command = Some(CommandSeen::Running),
             Effect::PowerOff => {
@@ -880,7 +889,7 @@ fn a_backlog_lost_after_power_off_is_never_equal() {
 fn writers_are_gone_only_with_their_last_socket_and_difference_is_an_alarm() {
     let mut host = Host::in_sync();
     host.orphans = vec!["192.0.2.1 in state 04".into()];
-    host.comparison = ComparisonSeen::Different { first_difference_offset: 4096 };
+    host.comparison = ComparisonProgress::Different { first_difference_offset: 4096 };
     host.want(Want::Quiesce);
     host.turns(10);
     assert_eq!((host.reason(), host.comparisons.len()), ("WritersNotGone", 0));
@@ -1043,12 +1052,12 @@ fn equal_is_believed_only_of_the_driver_that_compared() {
     assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, Some(first.clone()), "as long as it remembers");
     // A new driver: what it has not compared, it does not report.
     host.comparisons.clear();
-    host.comparison = ComparisonSeen::Running { done_bytes: 0 };
+    host.comparison = ComparisonProgress::Running { done_bytes: 0, seconds: 0 };
     host.turns(2);
     assert_eq!(host.status.quiesce.as_ref().unwrap().equal_at, None);
     assert_eq!(host.status.reached, None);
     for comparison in host.comparisons.values_mut() {
-        *comparison = ComparisonSeen::Equal { blake3: "h".into(), compared_extents: 16, verified_extents: 0 };
+        comparison.progress = equal(16, 0, 0);
     }
     host.turn();
     assert!(host.status.quiesce.as_ref().unwrap().equal_at.clone().unwrap() > first);
@@ -1200,4 +1209,173 @@ fn an_order_that_failed_tells_why_also_after_a_turn_that_could_not_look() {
     assert_eq!(host.reason(), "HypervisorUnreachable");
     host.turn();
     assert_eq!(host.reason(), "ShutdownTimedOut", "or the cutover would wait for ever");
+}
+
+/// A host in sync that may repair, with its guest asked to power off and a storage that takes nothing any more.
+fn asked_with_backlog() -> Host {
+    let mut host = Host::in_sync();
+    host.obeys = false;
+    host.want(Want::Quiesce);
+    host.order.repair_within_seconds = 600;
+    while host.shutdowns() == 0 {
+        host.turn();
+    }
+    for export in host.relay.as_mut().unwrap().exports.values_mut() {
+        export.backlog_bytes = 1 << 20;
+    }
+    host
+}
+
+fn goes_off(host: &mut Host) {
+    host.domain.shutdown_by = Some(ShutdownBy::Guest);
+    host.power_off();
+}
+
+fn repaired(host: &Host) -> u64 {
+    let quiesce = host.status.quiesce.clone().unwrap();
+    assert_eq!((host.status.reached, quiesce.verified_extents), (Some(Want::Quiesce), Some(0)), "{:?}", host.status);
+    let repair = quiesce.repair.unwrap();
+    assert!(!repair.why.is_empty());
+    repair.repaired_extents.unwrap()
+}
+
+#[test]
+fn a_backlog_lost_in_the_shutdown_is_written_anew_from_the_sources_disks() {
+    for before_off in [true, false] {
+        let mut host = asked_with_backlog();
+        if before_off {
+            host.new_relay();
+            host.turn();
+            assert_eq!((host.reason(), host.memory.as_ref().unwrap().repair.clone()), ("CopyBroken", None));
+            goes_off(&mut host);
+        } else {
+            goes_off(&mut host);
+            host.turns(3);
+            assert_eq!(host.status.disks[0].state, MirrorState::Draining);
+            host.new_relay();
+        }
+        host.turns(5);
+        assert_eq!(repaired(&host), 6, "of both disks");
+        assert_eq!(host.status.quiesce.as_ref().unwrap().drained_at, None);
+        let compared: Vec<_> = host
+            .done
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Compare { believe, repair, .. } => Some((believe.clone(), *repair)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(compared, [(None, true), (None, true)], "nothing that was copied is believed");
+    }
+}
+
+#[test]
+fn a_relay_that_is_broken_and_lives_is_ended_with_all_it_holds_before_anything_is_written_anew() {
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    for export in host.relay.as_mut().unwrap().exports.values_mut() {
+        export.broken = Some("no answer within 3000 ms".into());
+    }
+    host.orphans = vec!["192.0.2.1 in state 04".into()];
+    host.turns(10);
+    assert!(host.done.contains(&Effect::CloseExport { device: "vda".into(), discard: true }), "{:?}", host.done);
+    assert_eq!((host.reason(), host.comparisons.len()), ("WritersNotGone", 0));
+    host.orphans.clear();
+    host.turns(3);
+    repaired(&host);
+}
+
+#[test]
+fn a_relay_that_has_ended_and_is_not_started_again_is_not_waited_for() {
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    host.alive.remove(&200);
+    host.relay = None;
+    host.turns(4);
+    repaired(&host);
+}
+
+#[test]
+fn a_difference_makes_that_all_is_compared_and_written_anew_once() {
+    let mut host = asked_with_backlog();
+    for export in host.relay.as_mut().unwrap().exports.values_mut() {
+        export.backlog_bytes = 0;
+    }
+    goes_off(&mut host);
+    host.comparison = ComparisonProgress::Different { first_difference_offset: 4096 };
+    host.turns(8);
+    assert_eq!(repaired(&host), 6);
+    assert!(host.status.quiesce.as_ref().unwrap().repair.as_ref().unwrap().why.contains("byte 4096"));
+    assert!(host.status.quiesce.as_ref().unwrap().drained_at.is_some());
+
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    host.new_relay();
+    host.repair = ComparisonProgress::Different { first_difference_offset: 4096 };
+    host.turns(8);
+    assert_eq!((host.reason(), host.status.reached), ("NotEqual", None));
+}
+
+#[test]
+fn a_new_driver_waits_for_the_sockets_of_one_that_died_while_it_wrote_anew() {
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    host.new_relay();
+    host.repair = ComparisonProgress::Running { done_bytes: 1 << 20, seconds: 1 };
+    host.turns(5);
+    assert_eq!(host.comparisons.len(), 2);
+    host.comparisons.clear();
+    host.orphans = vec!["192.0.2.1 in state 04".into()];
+    host.repair = equal(16, 0, 1);
+    host.turns(5);
+    assert_eq!((host.reason(), host.comparisons.len()), ("WritersNotGone", 0));
+    host.orphans.clear();
+    host.turns(3);
+    assert_eq!(repaired(&host), 2);
+}
+
+#[test]
+fn nothing_is_written_anew_once_equality_was_reported_for_the_target_may_run() {
+    for files_lost in [false, true] {
+        let mut host = asked_with_backlog();
+        goes_off(&mut host);
+        host.new_relay();
+        host.turns(5);
+        repaired(&host);
+        // A new driver finds a target that has written to its disks.
+        host.comparisons.clear();
+        host.comparison = ComparisonProgress::Different { first_difference_offset: 4096 };
+        if files_lost {
+            host.memory = None;
+        }
+        host.done.clear();
+        host.turns(5);
+        assert!(!host.done.iter().any(|effect| matches!(effect, Effect::Compare { repair: true, .. })), "{files_lost}");
+        assert_eq!(host.status.reached, None);
+    }
+}
+
+#[test]
+fn nothing_is_written_anew_that_would_take_longer_than_it_may_or_after_a_crash() {
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    host.new_relay();
+    host.repair = ComparisonProgress::Running { done_bytes: SIZE / 100, seconds: 20 };
+    host.turns(5);
+    assert_eq!((host.reason(), host.status.reached), ("RepairTooSlow", None), "1980 s left");
+
+    let mut host = asked_with_backlog();
+    goes_off(&mut host);
+    host.turns(3);
+    host.seconds += 600;
+    host.new_relay();
+    host.turns(2);
+    assert_eq!(host.reason(), "NotInSync", "it is off for too long already");
+
+    let mut host = asked_with_backlog();
+    host.power_off();
+    host.domain.power = Power::Off { orderly: false };
+    host.new_relay();
+    host.turns(5);
+    assert_eq!((host.reason(), host.memory.as_ref().unwrap().repair.clone()), ("NotInSync", None));
 }

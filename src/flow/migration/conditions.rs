@@ -54,6 +54,11 @@ fn milestones(input: &Input<'_>, status: &mut VmMigrationStatus) {
     for (name, holds, reason) in reached {
         set(&mut status.conditions, input, name, holds, if holds { reason } else { "NotYet" }, "");
     }
+    if let (Some(repair), true) = (cutover.proofs.and_then(|proofs| proofs.repair), cutover.proven_equal_at.is_some()) {
+        let extents = repair.repaired_extents.unwrap_or_default();
+        let message = format!("{extents} extents of 4 MiB were written anew from the source's disks: {}", repair.why);
+        set(&mut status.conditions, input, "Equal", true, "Repaired", &message);
+    }
     let reason = if approved {
         "Bound"
     } else if void.is_some() {

@@ -12,7 +12,7 @@ use super::undo;
 use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
-use crate::api::vm_migration::{OnSourceStarted, Waiting};
+use crate::api::vm_migration::{OnDifference, OnSourceStarted, Waiting};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 /// All that a decision depends on.
@@ -237,6 +237,10 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         target_version: target_version(input, want, copy),
         limits: setup.host.limits.clone(),
         shutdown: draft.status.plan.as_ref().map_or(&input.spec.cutover.shutdown, |plan| &plan.shutdown).clone(),
+        repair_within_seconds: match input.spec.cutover.on_difference {
+            OnDifference::Repair => input.spec.cutover.max_downtime_seconds,
+            OnDifference::GiveUp => 0,
+        },
         power_off_source: input.spec.cutover.on_source_started == OnSourceStarted::PowerOff,
     })
 }

@@ -79,20 +79,24 @@ fn quiesced(input: &Input<'_>, quiesce: &QuiesceStatus) -> Result<(), Missing> {
         how,
         off_by_host_at,
         drained_at,
+        repair,
         writers_gone_at,
         equal_at,
         blake3: _,
         compared_extents: _,
         verified_extents: _,
     } = quiesce;
+    // What the relay had not written was written from the source's disk, and everything was compared after that.
+    let repaired = repair.as_ref().is_some_and(|repair| repair.repaired_extents.is_some());
+    let written_at = drained_at.as_ref().or(equal_at.as_ref().filter(|_| repaired));
     let proofs = [
-        (marked_at, "the source bears its mark"),
-        (shutdown_requested_at, "the shutdown was requested in sync"),
-        (off_by_libvirt_at, "libvirt says that the source is off"),
-        (off_by_host_at, "the host shows that the source is off"),
-        (drained_at, "all writes are on the target"),
-        (writers_gone_at, "every writer is gone"),
-        (equal_at, "source and target are equal"),
+        (marked_at.as_ref(), "the source bears its mark"),
+        (shutdown_requested_at.as_ref(), "the shutdown was requested in sync"),
+        (off_by_libvirt_at.as_ref(), "libvirt says that the source is off"),
+        (off_by_host_at.as_ref(), "the host shows that the source is off"),
+        (written_at, "all writes are on the target"),
+        (writers_gone_at.as_ref(), "every writer is gone"),
+        (equal_at.as_ref(), "source and target are equal"),
     ];
     if let Some((_, proof)) = proofs.iter().find(|(at, _)| at.is_none()) {
         return Err(format!("not proven: {proof}"));

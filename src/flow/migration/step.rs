@@ -532,6 +532,9 @@ fn quiesce(input: &Input<'_>, draft: &mut Draft) -> Progress {
 }
 
 fn quiesce_stage(cutover: &CutoverStatus) -> &'static str {
+    if cutover.proofs.as_ref().is_some_and(|proofs| proofs.repair.is_some()) {
+        return "the source is off; everything is compared, and what differs on the target is written anew";
+    }
     match (&cutover.shutdown_requested_at, &cutover.source_off_at) {
         (None, _) => "the host side prepares the shutdown",
         (Some(_), None) => "the guest shuts down",
@@ -590,6 +593,7 @@ fn ends_the_cutover(reason: &str) -> bool {
             | "GuestRebooted"
             | "NotInSync"
             | "NotEqual"
+            | "RepairTooSlow"
             | "SourceChanged"
             | "SourceNotRunning"
             | "SourceStartedAgain"

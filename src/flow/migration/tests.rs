@@ -4,10 +4,12 @@ use jiff::{Timestamp, ToSpan};
 
 use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
-use crate::api::block_copy::{BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, Want};
+use crate::api::block_copy::{
+    BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, RepairStatus, Want,
+};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
-use crate::api::vm_migration::{OnVerifyFailure, TargetOrder};
+use crate::api::vm_migration::{OnDifference, OnVerifyFailure, TargetOrder};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 const GIB: u64 = 1 << 30;
@@ -287,6 +289,7 @@ fn proven(now: &Time) -> QuiesceStatus {
         how: Some(HowOff::Clean),
         off_by_host_at: Some(MicroTime(now.0)),
         drained_at: Some(MicroTime(now.0)),
+        repair: None,
         writers_gone_at: Some(MicroTime(now.0)),
         equal_at: Some(MicroTime(now.0)),
         blake3: vec![],
@@ -394,6 +397,37 @@ fn every_single_proof_is_needed() {
         assert!(world.power_ons.is_empty(), "powered on although a proof was missing");
         assert_eq!(world.waits_for(), "Proving");
     }
+}
+
+#[test]
+fn what_was_written_anew_and_compared_proves_as_much_as_a_drained_relay_and_is_told() {
+    let repair = |repaired_extents| RepairStatus {
+        why: "the relay was started anew.".into(),
+        begun_at: MicroTime(World::new().now),
+        repaired_extents,
+    };
+    for (repaired_extents, boots) in [(None, false), (Some(3), true)] {
+        let mut world = World::in_sync();
+        world.approve();
+        world.turn();
+        let quiesce = world.report().quiesce.as_mut().expect("proven");
+        (quiesce.drained_at, quiesce.repair) = (None, Some(repair(repaired_extents)));
+        world.host_answers = false;
+        world.turns(10);
+        assert_eq!(!world.power_ons.is_empty(), boots);
+        let equal = world.status.conditions.iter().find(|condition| condition.type_ == "Equal").unwrap();
+        assert_eq!((equal.status.as_str(), equal.reason.as_str()), ("True", "Repaired"));
+        assert!(!boots || equal.message.starts_with("3 extents"), "{}", equal.message);
+    }
+}
+
+#[test]
+fn how_long_may_be_repaired_is_told_to_the_host_side() {
+    let mut world = World::in_sync();
+    assert_eq!(world.copy.as_ref().unwrap().spec.repair_within_seconds, world.spec.cutover.max_downtime_seconds);
+    world.spec.cutover.on_difference = OnDifference::GiveUp;
+    world.turn();
+    assert_eq!(world.copy.as_ref().unwrap().spec.repair_within_seconds, 0);
 }
 
 #[test]

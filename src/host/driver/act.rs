@@ -77,9 +77,9 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
             driver.verifications.go_on(job, proviso, bytes_s);
             return Ok(());
         }
-        Effect::Compare { disk, source_path, believe } => {
+        Effect::Compare { disk, source_path, believe, repair } => {
             let known = driver.verifications.known(&disk, believe.as_ref());
-            driver.comparisons.start(disk, source_path.into(), known);
+            driver.comparisons.start(disk, source_path.into(), known, repair);
             return Ok(());
         }
     };

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::chain;
 use crate::api::block_copy::DiskCopy;
-use crate::flow::copy::{ComparisonSeen, Effect, Proviso, VerificationSeen};
+use crate::flow::copy::{ComparisonProgress, ComparisonSeen, Effect, Proviso, VerificationSeen};
 use crate::host::relay::TargetSpec;
 use crate::host::relay::writes::extent_count;
 use crate::host::verify::background::{Background, Job};
@@ -92,17 +92,20 @@ impl Verifications {
 pub(super) struct Comparisons(BTreeMap<String, Comparison>);
 
 struct Comparison {
-    task: tokio::task::JoinHandle<ComparisonSeen>,
+    repairs: bool,
+    begun: Instant,
+    task: tokio::task::JoinHandle<ComparisonProgress>,
     done_bytes: Arc<AtomicU64>,
-    ended: Option<(Instant, ComparisonSeen)>,
+    ended: Option<(Instant, ComparisonProgress)>,
 }
 
 impl Comparisons {
-    /// Starts one, unless it runs, has an answer, or has failed only just now.
-    pub(super) fn start(&mut self, disk: DiskCopy, source: PathBuf, known: Vec<Option<Hash>>) {
-        if let Some(known) = self.0.get(&disk.device) {
-            let failed_at = match &known.ended {
-                Some((at, ComparisonSeen::Failed(_))) => at,
+    /// Starts one, unless it runs, has an answer, or has failed only just now. `repair`: it writes anew what differs, and ends one that
+    /// does not.
+    pub(super) fn start(&mut self, disk: DiskCopy, source: PathBuf, known: Vec<Option<Hash>>, repair: bool) {
+        if let Some(begun) = self.0.get(&disk.device).filter(|begun| begun.repairs == repair) {
+            let failed_at = match &begun.ended {
+                Some((at, ComparisonProgress::Failed(_))) => at,
                 Some(_) | None => return,
             };
             if failed_at.elapsed() < COMPARE_PAUSE {
@@ -112,24 +115,27 @@ impl Comparisons {
         let done_bytes = Arc::new(AtomicU64::new(0));
         let shared = Arc::clone(&done_bytes);
         let device = disk.device.clone();
+        let begun = Instant::now();
         let task = tokio::spawn(async move {
             let progress = |bytes| shared.store(bytes, Ordering::Relaxed);
             let (extents, target) = (known.len() as u64, TargetSpec::Nfs(disk.target));
-            let begun = Instant::now();
-            match compare::compare(&source, disk.size_bytes, &target, known, &progress).await {
+            match compare::compare(&source, disk.size_bytes, &target, known, repair, &progress).await {
                 Ok(compare::Comparison { first_difference_offset: Some(first_difference_offset), .. }) => {
-                    ComparisonSeen::Different { first_difference_offset }
+                    ComparisonProgress::Different { first_difference_offset }
                 }
-                Ok(compare::Comparison { blake3, compared_extents, .. }) => {
+                Ok(compare::Comparison { blake3, compared_extents, repaired_extents, .. }) => {
                     let millis = begun.elapsed().as_millis();
-                    tracing::info!(device = disk.device, compared_extents, extents, millis, "equal");
+                    tracing::info!(device = disk.device, compared_extents, repaired_extents, extents, millis, "equal");
                     let verified_extents = extents - compared_extents;
-                    ComparisonSeen::Equal { blake3, compared_extents, verified_extents }
+                    ComparisonProgress::Equal { blake3, compared_extents, verified_extents, repaired_extents }
                 }
-                Err(err) => ComparisonSeen::Failed(chain(&err)),
+                Err(err) => ComparisonProgress::Failed(chain(&err)),
             }
         });
-        self.0.insert(device, Comparison { task, done_bytes, ended: None });
+        let comparison = Comparison { repairs: repair, begun, task, done_bytes, ended: None };
+        if let Some(before) = self.0.insert(device, comparison) {
+            before.task.abort();
+        }
     }
 
     /// How far each one is.
@@ -139,13 +145,17 @@ impl Comparisons {
             if comparison.ended.is_none()
                 && let Some(ended) = (&mut comparison.task).now_or_never()
             {
-                let seen = ended.unwrap_or_else(|err| ComparisonSeen::Failed(err.to_string()));
-                comparison.ended = Some((Instant::now(), seen));
+                let ended = ended.unwrap_or_else(|err| ComparisonProgress::Failed(err.to_string()));
+                comparison.ended = Some((Instant::now(), ended));
             }
-            match &comparison.ended {
-                Some((_, seen)) => seen.clone(),
-                None => ComparisonSeen::Running { done_bytes: comparison.done_bytes.load(Ordering::Relaxed) },
-            }
+            let progress = match &comparison.ended {
+                Some((_, ended)) => ended.clone(),
+                None => ComparisonProgress::Running {
+                    done_bytes: comparison.done_bytes.load(Ordering::Relaxed),
+                    seconds: comparison.begun.elapsed().as_secs(),
+                },
+            };
+            ComparisonSeen { repairs: comparison.repairs, progress }
         };
         self.0.iter_mut().map(|(device, comparison)| (device.clone(), look(comparison))).collect()
     }

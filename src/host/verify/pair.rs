@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use tokio::sync::Mutex;
@@ -50,19 +51,37 @@ impl Pair {
 
     /// Reads an extent from both and compares.
     pub async fn compare(self: Arc<Self>, extent: usize) -> Result<Verdict, VerifyError> {
-        let offset = extent as u64 * EXTENT_BYTES;
-        let len = EXTENT_BYTES.min(self.size_bytes - offset) as usize;
-        let source = Arc::clone(&self.source);
-        let read_source = tokio::task::spawn_blocking(move || read_direct(&source, offset, len));
-        let (from_source, from_target) = tokio::join!(read_source, self.read_target(offset, len));
-        let source = from_source.expect("reading does not panic").map_err(|cause| VerifyError::Source {
-            operation: "read",
-            path: self.source_path.clone(),
-            cause,
-        })?;
+        let (offset, len) = self.place(extent);
+        let (source, from_target) = tokio::join!(self.read_source(offset, len), self.read_target(offset, len));
+        let source = source?;
         Ok(match first_difference(source.as_ref(), &from_target?) {
             None => Verdict::Equal(*blake3::hash(source.as_ref()).as_bytes()),
             Some(at) => Verdict::Differs { offset: offset + at },
+        })
+    }
+
+    /// Writes an extent of the target anew from the source; returns when that is on stable storage. A write that its caller gives up is
+    /// not sent any more.
+    pub async fn repair(&self, extent: usize) -> Result<(), VerifyError> {
+        let (offset, len) = self.place(extent);
+        let content = self.read_source(offset, len).await?;
+        let mut connection = self.target.connect().await?;
+        let bytes = Bytes::copy_from_slice(content.as_ref());
+        Ok(connection.write(offset, &[bytes]).await?)
+    }
+
+    fn place(&self, extent: usize) -> (u64, usize) {
+        let offset = extent as u64 * EXTENT_BYTES;
+        (offset, EXTENT_BYTES.min(self.size_bytes - offset) as usize)
+    }
+
+    async fn read_source(&self, offset: u64, len: usize) -> Result<Aligned, VerifyError> {
+        let source = Arc::clone(&self.source);
+        let read = tokio::task::spawn_blocking(move || read_direct(&source, offset, len)).await;
+        read.expect("reading does not panic").map_err(|cause| VerifyError::Source {
+            operation: "read",
+            path: self.source_path.clone(),
+            cause,
         })
     }
 
