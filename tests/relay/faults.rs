@@ -165,14 +165,27 @@ async fn a_relay_that_is_asked_to_end_takes_its_sockets_with_it() -> Result<()> 
     relay.process.wait_until("its end", Duration::from_secs(30), || false).unwrap_err();
     let left: Vec<_> = std::fs::read_dir(relay.directory())?.flatten().map(|entry| entry.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".sock")), "{left:?}");
-    let gone = || !std::path::Path::new(&format!("/proc/{worker}")).exists();
-    assert!(
-        (0..100).any(|_| gone() || {
-            std::thread::sleep(Duration::from_millis(50));
-            false
-        }),
-        "the worker lives"
-    );
+    wait_gone(worker);
+    Ok(())
+}
+
+fn wait_gone(pid: u32) {
+    let gone = || !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    let start = std::time::Instant::now();
+    while !gone() {
+        assert!(start.elapsed() < Duration::from_secs(30), "process {pid} lives");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// As the driver asks it, in the outage: without having to kill it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_asked_to_end_ends() -> Result<()> {
+    let mut relay = Relay::start(64, STALL_MILLIS).await?;
+    let worker = relay.client.status().await?.pid;
+    kill(Pid::from_raw(worker.try_into()?), Signal::SIGTERM)?;
+    wait_gone(worker);
+    relay.process.wait_until("its supervisor's end", Duration::from_secs(30), || false).unwrap_err();
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixListener;
 
 use super::control::{CONTROL_SOCKET, NBD_SOCKET, serve_control};
@@ -23,6 +23,8 @@ pub fn run(args: &RelayArgs, supervisor: u32) -> Result<()> {
     // When the supervisor's thread ends, so do we; if it ended before this call, its parent is ours now.
     set_pdeathsig(Signal::SIGKILL).context("tie the worker's life to its supervisor")?;
     ensure!(std::os::unix::process::parent_id() == supervisor, "the relay's supervisor has ended");
+    // Its supervisor blocks it, and a mask is inherited: a driver that asks us to end would wait in vain, in the outage.
+    SigSet::from(Signal::SIGTERM).thread_unblock().context("let SIGTERM end the worker")?;
     // A task that panicked would leave writes undrained in a process that looks alive.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
