@@ -30,6 +30,7 @@ const SMALL: Bounds = Bounds {
     epochs: 20,
     target_orders: 8,
     changes: 16,
+    gives_up: false,
 };
 
 fn print(name: &str, report: &Report) {
@@ -62,6 +63,7 @@ fn the_invariants_hold_with_two_events_from_everywhere() {
     for start in [Start::Created, Start::InSync, Start::Approved, Start::Migrated] {
         holds(Bounds { start, events: 2, ..SMALL }, 300_000);
     }
+    holds(Bounds { start: Start::Approved, events: 1, gives_up: true, ..SMALL }, 300_000);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What people write into the `VmMigration`.
 
 use drover::api::VmMigrationSpec;
-use drover::api::vm_migration::CutoverSpec;
+use drover::api::vm_migration::{CutoverSpec, OnDifference};
 
 use crate::controller::migration_changed;
 use crate::world::{Model, State, Stop, only_if};
@@ -14,6 +14,8 @@ pub struct Wish {
     pub hold: bool,
     pub attempt: u8,
     pub finalize: bool,
+    /// Nothing is to be written anew after the power-off.
+    pub gives_up: bool,
 }
 
 /// An approval, and what it was given for.
@@ -54,7 +56,10 @@ impl Wish {
             source_ref: None,
             target_ref: None,
             terraform_ref: None,
-            cutover: CutoverSpec::default(),
+            cutover: CutoverSpec {
+                on_difference: if self.gives_up { OnDifference::GiveUp } else { OnDifference::Repair },
+                ..CutoverSpec::default()
+            },
         }
     }
 }

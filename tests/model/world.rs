@@ -33,6 +33,8 @@ pub struct Bounds {
     pub target_orders: u8,
     /// Changes of the target.
     pub changes: u8,
+    /// The policy forbids to write anew what differs.
+    pub gives_up: bool,
 }
 
 /// Where the exploration begins.
@@ -355,7 +357,7 @@ impl Model {
     fn created(&mut self) -> State {
         State {
             migration: Migration {
-                wish: Wish::default(),
+                wish: Wish { gives_up: self.bounds.gives_up, ..Wish::default() },
                 status: self.statuses.number(VmMigrationStatus::default()),
                 held: false,
                 deleting: false,
