@@ -62,6 +62,9 @@ PATH=$path
 exec "$@"
 "#;
 
+/// Where a container sees its program.
+const PROGRAMS: &str = "/run/program";
+
 /// What a process is started with.
 pub(super) struct Launch<'a> {
     pub(super) container: &'a Container,
@@ -84,7 +87,10 @@ impl Launch<'_> {
         for mount in &self.mounts {
             command.arg(&mount.source).arg(&mount.target).arg(if mount.read_only { "ro" } else { "rw" });
         }
-        command.arg("--").arg(self.container.working_dir.as_deref().unwrap_or("/")).arg(self.program);
+        // A volume may hide where the program lies, too: a checkout below /tmp.
+        let program = Path::new(PROGRAMS).join(self.program.file_name().unwrap_or_default());
+        command.arg(self.program).arg(&program).arg("ro");
+        command.arg("--").arg(self.container.working_dir.as_deref().unwrap_or("/")).arg(program);
         let rest = self.container.command.iter().flatten().skip(1).chain(self.container.args.iter().flatten());
         command.args(rest.map(|argument| expand(argument, &self.environment)));
         command.env_clear().envs(&self.environment);
