@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::conditions;
 use super::effect::Effect;
+use super::ledger;
 use super::seen::{Fact, Refusal, Seen};
 use super::step::{self, Progress, Step};
 use super::undo;
@@ -73,7 +74,9 @@ pub fn decide(input: &Input<'_>) -> Decision {
         (true, false) => let_go(input, &mut draft),
         (false, _) => advance(input, &mut draft),
     };
-    let outcome = with_failure(input, outcome);
+    draft.status.ledger = ledger::ledger(input, &draft);
+    draft.status.rollback = Some(undo::outlook(input, &draft.status));
+    let outcome = with_deletion(input, &draft.status, with_failure(input, outcome));
     let wake = match &outcome {
         Progress::Waits { refusal, stalled } => {
             note_wait(input, &mut draft, refusal, if *stalled { LATER } else { SOON });
@@ -180,7 +183,11 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
                 return stop;
             }
             order(input, draft, want);
-            copy.as_ref().and_then(step::problem).unwrap_or_else(|| {
+            if let (None, Err(refusal)) = (copy, &input.seen.setup) {
+                return Progress::Waits { refusal: refusal.clone(), stalled: true };
+            }
+            let in_the_way = |copy| step::silent(input, copy).or_else(|| step::problem(copy));
+            copy.as_ref().and_then(in_the_way).unwrap_or_else(|| {
                 let message = "the host side ends the mirror and gives the machine up; the object goes after that";
                 Progress::waits("Releasing", message)
             })
@@ -260,6 +267,24 @@ fn with_failure(input: &Input<'_>, outcome: Progress) -> Progress {
             Progress::Waits { refusal: Refusal::new(&failure.reason, message), stalled: false }
         }
         (outcome, _) => outcome,
+    }
+}
+
+/// Whoever deletes a migration is told what that waits for, and what will be left.
+fn with_deletion(input: &Input<'_>, status: &VmMigrationStatus, outcome: Progress) -> Progress {
+    match outcome {
+        Progress::Done => Progress::Done,
+        Progress::Waits { refusal, stalled } if !input.deleting => Progress::Waits { refusal, stalled },
+        Progress::Waits { mut refusal, stalled } => {
+            if boot_is_ordered(input) && !undo::of_boot(input) {
+                let until = "deletion waits until the target, which was ordered to boot, is seen on";
+                refusal.message = format!("{until}: {}", refusal.message);
+            }
+            if let Some(kept) = ledger::kept(&status.ledger) {
+                refusal.message = format!("{}. {kept}", refusal.message.trim_end_matches('.'));
+            }
+            Progress::Waits { refusal, stalled }
+        }
     }
 }
 
