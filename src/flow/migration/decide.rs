@@ -14,7 +14,7 @@ use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
 use crate::api::vm_migration::{OnSourceStarted, Waiting};
-use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+use crate::api::{BlockCopy, MIGRATION_FINALIZER, VmMigrationSpec, VmMigrationStatus};
 
 /// All that a decision depends on.
 #[derive(Clone, Debug)]
@@ -183,18 +183,29 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
                 return stop;
             }
             order(input, draft, want);
-            if let (None, Err(refusal)) = (copy, &input.seen.setup) {
-                return Progress::Waits { refusal: refusal.clone(), stalled: true };
-            }
-            let in_the_way = |copy| step::silent(input, copy).or_else(|| step::problem(copy));
-            copy.as_ref().and_then(in_the_way).unwrap_or_else(|| {
-                let message = "the host side ends the mirror and gives the machine up; the object goes after that";
-                Progress::waits("Releasing", message)
-            })
+            releasing(input, copy.as_ref())
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
         Fact::NotAsked => Progress::waits("Releasing", "the BlockCopy has not been read yet"),
     }
+}
+
+/// What giving the machine up waits for.
+fn releasing(input: &Input<'_>, copy: Option<&BlockCopy>) -> Progress {
+    if let (None, Err(refusal)) = (copy, &input.seen.setup) {
+        return Progress::Waits { refusal: refusal.clone(), stalled: true };
+    }
+    if let Some(Progress::Waits { mut refusal, stalled }) = copy.and_then(|copy| step::silent(input, copy)) {
+        let way_out = format!(
+            " If that hypervisor is gone for good, take the finalizer {MIGRATION_FINALIZER} off: `drover doctor` shows what is left then"
+        );
+        refusal.message.push_str(&way_out);
+        return Progress::Waits { refusal, stalled };
+    }
+    copy.and_then(step::problem).unwrap_or_else(|| {
+        let message = "the host side ends the mirror and gives the machine up; the object goes after that";
+        Progress::waits("Releasing", message)
+    })
 }
 
 /// A machine that was never found, or was never ours, has nothing to be released.

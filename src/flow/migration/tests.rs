@@ -973,6 +973,9 @@ fn deletion_names_a_host_side_that_is_silent_and_references_that_are_gone() {
     world.now = world.now.checked_add(60.seconds()).expect("in range");
     world.turn();
     assert_eq!(world.waits_for(), "HostSideSilent");
+    assert!(
+        world.status.waiting_for.as_ref().unwrap().message.contains("take the finalizer drover.dev/release-source off")
+    );
     world.copy = None;
     let seen = Seen { setup: Err(Refusal::new("ReferenceNotFound", "there is no LibvirtHost")), ..world.seen() };
     let decision = world.decide(&seen);
@@ -1044,6 +1047,9 @@ fn what_the_watch_cannot_see_is_neither_an_alarm_nor_well() {
     world.turns(3);
     assert_eq!(only_target_runs(&world), ("Unknown", "PrismUnreachable"));
     assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    let no_setup = Err(Refusal::new("ReferenceNotFound", "there is no NutanixCluster"));
+    world.status = world.decide(&Seen { setup: no_setup, target: Fact::NotAsked, ..world.seen() }).status;
+    assert_eq!(only_target_runs(&world), ("Unknown", "ReferenceNotFound"));
     world.prism_answers = true;
     world.turns(2);
     world.host_answers = false;

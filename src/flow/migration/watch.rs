@@ -49,7 +49,10 @@ fn source_runs(copy: &BlockCopy) -> bool {
 fn target_is_on(input: &Input<'_>) -> (Tri, Refusal) {
     match (&input.seen.target, pinned_target(input)) {
         (Fact::Unknown(refusal), _) => (Tri::Unknown, refusal.clone()),
-        (Fact::NotAsked, _) => (Tri::Unknown, Refusal::new("NotAsked", "Prism was not asked for the target")),
+        (Fact::NotAsked, _) => {
+            let not_asked = || Refusal::new("NotAsked", "Prism was not asked for the target");
+            (Tri::Unknown, input.seen.setup.as_ref().err().cloned().unwrap_or_else(not_asked))
+        }
         (Fact::Known(_), None) => {
             let message = "the target VM is gone from Prism, and with it what was written there since the cutover: set spec.rollback to start the source, or spec.finalize to give up the way back";
             (Tri::No, Refusal::new("TargetGone", message))
