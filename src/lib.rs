@@ -9,7 +9,7 @@
 //! | [`machine`]    | pure  | what a VM is: libvirt domain XML to a `Machine` |
 //! | [`plan`]       | pure  | `Machine` + spec + target facts to a frozen `Plan`, its digest, preflight findings |
 //! | [`render`]     | pure  | `Plan` to Terraform, the host-side Job, destination disk XML, commit message |
-//! | [`flow`]       | pure  | what was seen, the step table, the gates, `decide`; the host side's decide too |
+//! | [`flow`]       | pure  | what was seen, the step table, the gates, `decide`; the host side's decide too; what was left behind |
 //! | [`edge`]       | I/O   | one file or folder per outside system, thin |
 //! | [`controller`] | loop  | observe, decide, record, act |
 //! | [`host`]       | loop  | the host-side job: a driver over libvirt, and the relay |

@@ -1,6 +1,9 @@
-//! Command line: `operator | host | evidence | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
+//! Command line: `operator | host | evidence | doctor | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 /// Moves running VMs from libvirt/KVM to Nutanix AHV with the outage of one reboot.
 #[derive(Parser)]
@@ -20,35 +23,38 @@ enum Command {
     Host(drover::host::HostCommand),
     /// Print the evidence of a migration as JSON: approval, proofs, orders, times.
     Evidence(drover::controller::EvidenceArgs),
+    /// Show what migrations that are gone have left in the cluster. Exit code 0: nothing; 1: something; 2: it is not known.
+    Doctor(drover::controller::DoctorArgs),
     /// Print the custom resource definitions as YAML.
     Crds,
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     drover::edge::git::limit_waiting();
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(Cli::parse().command) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("drover: {error:#}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Operator(args) => tokio::runtime::Runtime::new()?.block_on(drover::controller::run(args)),
-        Command::Evidence(args) => tokio::runtime::Runtime::new()?.block_on(drover::controller::print_evidence(args)),
+        Command::Operator(args) => Runtime::new()?.block_on(drover::controller::run(args))?,
+        Command::Evidence(args) => Runtime::new()?.block_on(drover::controller::print_evidence(args))?,
+        Command::Doctor(args) => return Ok(Runtime::new()?.block_on(drover::controller::doctor(args))),
         #[cfg(feature = "host")]
-        Command::Host(command) => drover::host::run(command),
+        Command::Host(command) => return drover::host::run(command),
         Command::Crds => {
             for crd in drover::api::crds() {
                 print!("---\n{}", serde_saphyr::to_string(&crd)?);
             }
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

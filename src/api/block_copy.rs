@@ -1,6 +1,6 @@
 //! `BlockCopy`: the contract between the controller and the host-side job. Wanted state in spec, reached state in status.
 //!
-//! It lives in the operator's namespace, owns its Job, and is tied to its `VmMigration` by label and finalizer, not by owner
+//! It lives in the operator's namespace, and is tied to its `VmMigration` and its Job by label, name and finalizer, not by owner
 //! reference: pruning a migration must not kill a mirror before it has been released.
 
 use kube::{CustomResource, KubeSchema};
@@ -195,10 +195,27 @@ pub struct DomainStatus {
     pub state: String,
     /// The domain bears the mark of a cutover that was carried out.
     pub migrated: bool,
+    /// What this migration's mark on it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<MarkState>,
+    /// Autostart as it was before this migration disabled it. Absent = it was left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autostart_was: Option<bool>,
     #[schemars(length(max = 64))]
     pub libvirt_version: String,
     #[schemars(length(max = 64))]
     pub qemu_version: String,
+}
+
+/// What Drover's mark on a domain says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum MarkState {
+    /// Claimed; nothing else was changed.
+    Claimed,
+    /// A cutover is under way: autostart is disabled, the shutdown may have been sent.
+    Cutover,
+    /// The machine runs elsewhere. Never copied again.
+    Migrated,
 }
 
 /// How far one disk is.

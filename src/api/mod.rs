@@ -28,6 +28,9 @@ pub const GROUP: &str = "drover.dev";
 /// Label on a `BlockCopy` and its Job: the uid of the `VmMigration` they serve.
 pub const MIGRATION_LABEL: &str = "drover.dev/migration-uid";
 
+/// Namespace of Drover's mark in a domain's metadata.
+pub const METADATA_URI: &str = "https://drover.dev/migration";
+
 /// Finalizer on a `VmMigration`: keeps the object until its `BlockCopy` has been released.
 pub const MIGRATION_FINALIZER: &str = "drover.dev/release-source";
 

@@ -25,6 +25,7 @@ use super::shutdown::ShutdownPolicy;
     printcolumn(name = "Waiting for", type_ = "string", json_path = ".status.waitingFor.reason"),
     printcolumn(name = "Copied", type_ = "string", json_path = ".status.copied"),
     printcolumn(name = "Downtime", type_ = "string", json_path = ".status.downtime", priority = 1),
+    printcolumn(name = "Rollback", type_ = "string", json_path = ".status.rollback.message", priority = 1),
     printcolumn(name = "Digest", type_ = "string", json_path = ".status.plan.digest", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("!has(self.metadata.name) || self.metadata.name.size() <= 63", "metadata.name must have at most 63 characters: the names of the host-side job are derived from it")
@@ -214,6 +215,13 @@ pub struct VmMigrationStatus {
     /// The cutover's times, proofs and orders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cutover: Option<CutoverStatus>,
+    /// What `spec.rollback` would do now, told before anybody sets it. Never read by Drover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackStatus>,
+    /// What this migration has changed outside of this object, as it is seen now. Made anew each time, and never read by Drover.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub ledger: Vec<SideEffect>,
     /// Cutovers that were given up or undone, oldest first; the last few are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -391,6 +399,73 @@ pub struct ApprovalStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub void: Option<String>,
+}
+
+/// What a rollback would do now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RollbackStatus {
+    /// It can be done, or is under way.
+    pub possible: bool,
+    /// What was written on the target since then would be lost. Absent = nothing would be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loses_since: Option<MicroTime>,
+    /// The same in words.
+    #[schemars(length(max = 256))]
+    pub message: String,
+}
+
+/// Something that a migration has changed outside of its own object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SideEffect {
+    pub what: SideEffectKind,
+    /// Names, paths and identifiers to find it by.
+    #[serde(rename = "where")]
+    #[schemars(length(max = 2048))]
+    pub place: String,
+    /// How it was seen last.
+    #[schemars(length(max = 256))]
+    pub state: String,
+    /// What becomes of it when the migration is deleted.
+    pub end: End,
+}
+
+/// What a migration changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SideEffectKind {
+    /// On the `VmMigration`: keeps it until the machine is released.
+    Finalizer,
+    /// The orders to the host side.
+    BlockCopy,
+    /// The host side's processes, in Kubernetes.
+    Job,
+    /// The relay's process on the hypervisor, and its sockets.
+    Relay,
+    /// The claim file on the hypervisor, and what is kept beside it.
+    Claim,
+    /// Drover's mark in the domain's metadata.
+    Mark,
+    /// The domain's autostart was disabled.
+    Autostart,
+    /// The domain was shut down.
+    Shutdown,
+    /// Block jobs that mirror the domain's disks.
+    Mirror,
+    /// The file in the team's repository.
+    TerraformFile,
+    /// The VM in Prism, which the repository's pipeline created.
+    TargetVm,
+    /// A sentence in the target's description.
+    TargetDescription,
+}
+
+/// What becomes of something that was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum End {
+    Undone,
+    /// It is kept on purpose.
+    Kept,
 }
 
 /// The cutover.

@@ -3,10 +3,11 @@
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::{Api, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::context::{Context, Error};
-use super::observe;
+use super::{observe, setup};
 use crate::api::block_copy::BlockCopySpec;
 use crate::api::vm_migration::{PlanStatus, TargetOrder};
 use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
@@ -54,15 +55,26 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
 
 async fn finalizer(context: &Context, migration: &VmMigration, wanted: bool) -> Result<(), Failure> {
     let api: Api<VmMigration> = Api::namespaced(context.client.clone(), &migration.namespace().unwrap_or_default());
-    let mut finalizers: Vec<String> = migration.finalizers().to_vec();
-    finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
-    if wanted {
-        finalizers.push(MIGRATION_FINALIZER.into());
+    let mut now = migration.clone();
+    loop {
+        let mut finalizers: Vec<String> = now.finalizers().to_vec();
+        finalizers.retain(|finalizer| finalizer != MIGRATION_FINALIZER);
+        if wanted {
+            finalizers.push(MIGRATION_FINALIZER.into());
+        }
+        // With the version that was read: a finalizer that someone added meanwhile is not dropped.
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": now.resource_version()}});
+        match api.patch(&now.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            // In a deletion others take their finalizers off at the same time. The BlockCopy is gone by now, and a new turn would begin
+            // with a new one.
+            Err(kube::Error::Api(status)) if status.is_conflict() && !wanted => {}
+            other => return or_gone(other.map(drop)),
+        }
+        match api.get_opt(&now.name_any()).await? {
+            Some(fresh) if fresh.uid() == migration.uid() => now = fresh,
+            Some(_) | None => return Ok(()),
+        }
     }
-    // With the version that was read: a finalizer that someone added meanwhile is not dropped.
-    let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": migration.resource_version()}});
-    api.patch(&migration.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(())
 }
 
 fn copies(context: &Context) -> Api<BlockCopy> {
@@ -104,22 +116,29 @@ async fn order_copy(
 }
 
 async fn ensure_job(context: &Context, migration: &VmMigration, seen: &Seen) -> Result<(), Failure> {
-    let Ok(setup) = &seen.setup else { return Ok(()) };
+    // It needs no more than the hypervisor: a machine can be given back though its team's other objects are gone.
+    let host = match &seen.setup {
+        Ok(setup) => setup.host.clone(),
+        Err(_) => setup::host(context, migration).await.map_err(|refusal| refused(&refusal))?.spec,
+    };
     let name = observe::copy_name(migration);
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &context.namespace);
     if let Some(job) = jobs.get_opt(&name).await? {
         if ended(&job) && job.metadata.deletion_timestamp.is_none() {
-            let parameters =
-                DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
-            jobs.delete(&name, &parameters).await?;
+            delete(&jobs, &name).await?;
         }
         return Ok(());
     }
     let Some(copy) = copies(context).get_opt(&name).await? else { return Ok(()) };
-    let job = render::job::job(&copy, &setup.host, &context.jobs);
+    let job = render::job::job(&copy, &host, &context.jobs);
     match jobs.create(&PostParams::default(), &job).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        other => Ok(other.map(drop)?),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        other => drop(other?),
+    }
+    // A controller that stood still before it created the Job must not leave one that nobody deletes any more.
+    match copies(context).get_opt(&name).await? {
+        Some(_) => Ok(()),
+        None => delete(&jobs, &name).await,
     }
 }
 
@@ -131,16 +150,27 @@ fn ended(job: &Job) -> bool {
         .any(|condition| condition.status == "True" && matches!(condition.type_.as_str(), "Complete" | "Failed"))
 }
 
+/// The Job goes first: without its BlockCopy nobody would know of it.
 async fn delete_copy(context: &Context, migration: &VmMigration) -> Result<(), Failure> {
+    let (api, name) = (copies(context), observe::copy_name(migration));
+    delete(&Api::<Job>::namespaced(context.client.clone(), &context.namespace), &name).await?;
+    delete(&api, &name).await?;
+    let without_finalizers = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    or_gone(api.patch(&name, &PatchParams::default(), &without_finalizers).await.map(drop))
+}
+
+/// Deletes an object and, without waiting for it, what it owns; no error if it is gone.
+async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), Failure>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
     let parameters =
         DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
-    let (api, name) = (copies(context), observe::copy_name(migration));
-    let without_finalizers = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-    let deleted = match api.delete(&name, &parameters).await {
-        Ok(_) => api.patch(&name, &PatchParams::default(), &without_finalizers).await.map(drop),
-        Err(error) => Err(error),
-    };
-    match deleted {
+    or_gone(api.delete(name, &parameters).await.map(drop))
+}
+
+fn or_gone(result: kube::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         other => Ok(other?),
     }

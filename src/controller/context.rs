@@ -55,8 +55,8 @@ pub struct Context {
     targets: Mutex<HashMap<String, (Instant, Vec<TargetVm>)>>,
 }
 
-/// How long an answer of Prism will do while nothing hangs on it: hundreds of machines may be in step for days.
-const TARGET_AGE: Duration = Duration::from_secs(15);
+/// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
+const TARGET_KEPT: Duration = Duration::from_secs(60);
 
 /// Failures in a row of one object.
 #[derive(Clone)]
@@ -95,16 +95,16 @@ impl Context {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(uid).map(|failure| failure.refusal.clone())
     }
 
-    /// What Prism said of an object's target a moment ago.
-    pub fn recent_target(&self, uid: &str) -> Option<Vec<TargetVm>> {
+    /// What Prism said of an object's target, if that is younger than `age`.
+    pub fn recent_target(&self, uid: &str, age: Duration) -> Option<Vec<TargetVm>> {
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        targets.get(uid).filter(|(at, _)| at.elapsed() < TARGET_AGE).map(|(_, vms)| vms.clone())
+        targets.get(uid).filter(|(at, _)| at.elapsed() < age).map(|(_, vms)| vms.clone())
     }
 
     /// Notes what Prism says of an object's target.
     pub fn remember_target(&self, uid: &str, vms: &[TargetVm]) {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        targets.retain(|_, (at, _)| at.elapsed() < TARGET_AGE);
+        targets.retain(|_, (at, _)| at.elapsed() < TARGET_KEPT);
         targets.insert(uid.into(), (Instant::now(), vms.to_vec()));
     }
 

@@ -2,6 +2,7 @@
 
 mod act;
 mod context;
+mod doctor;
 mod evidence;
 mod observe;
 mod reconcile;
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use context::Context;
 pub use context::Error;
+pub use doctor::{DoctorArgs, run as doctor};
 pub use evidence::{EvidenceArgs, print as print_evidence};
 
 use crate::api::{BlockCopy, VmMigration};

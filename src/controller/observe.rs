@@ -1,5 +1,7 @@
 //! Reads, only. What could not be read becomes a fact "unknown" with its reason, not an error.
 
+use std::time::Duration;
+
 use kube::{Api, ResourceExt};
 
 use super::context::{Context, SecretText};
@@ -13,11 +15,9 @@ use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm
 use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use crate::render;
 
-/// Name of the `BlockCopy` and the Job of a migration: never the same for two objects, even after re-creation.
+/// Name of the `BlockCopy` and the Job of a migration.
 pub fn copy_name(migration: &VmMigration) -> String {
-    let uid = migration.uid().unwrap_or_default();
-    let name: String = migration.name_any().chars().take(50).collect();
-    format!("{}-{}", name.replace('.', "-"), uid.chars().take(8).collect::<String>())
+    render::job::copy_name(&migration.name_any(), &migration.uid().unwrap_or_default())
 }
 
 /// Gathers the facts that the next decision needs.
@@ -51,14 +51,14 @@ async fn outside(
     setup: &Setup,
     seen: &mut Seen,
 ) {
-    let needs = needs(status);
+    let needs = needs(&migration.spec, status);
     if needs.placement || needs.target {
         let central = central(context, &setup.cluster).await;
         if needs.placement {
             seen.placement = fact(placement(&central, &setup.cluster).await);
         }
         let uid = migration.uid().unwrap_or_default();
-        let remembered = if needs.target_may_be_old { context.recent_target(&uid) } else { None };
+        let remembered = context.recent_target(&uid, Duration::from_secs(needs.target_may_be_seconds_old));
         seen.target = match (needs.target, remembered) {
             (false, _) => Fact::NotAsked,
             (true, Some(vms)) => Fact::Known(vms),

@@ -11,17 +11,11 @@ use crate::flow::migration::{Refusal, Setup};
 pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup, Refusal> {
     let namespace = migration.namespace().unwrap_or_default();
     let client = &context.client;
-    let hosts = list::<LibvirtHost>(Api::all(client.clone()), "LibvirtHost").await?;
+    let host = host(context, migration).await?;
     let clusters = list::<NutanixCluster>(Api::all(client.clone()), "NutanixCluster").await?;
     let repositories =
         list::<TerraformRepository>(Api::namespaced(client.clone(), &namespace), "TerraformRepository").await?;
     let spec = &migration.spec;
-    // Once the machine was found, its orders go to that hypervisor and no other.
-    let found_on = migration.status.as_ref().and_then(|status| status.source.as_ref());
-    let found_on = found_on.map(|source| NameRef { name: source.host.clone() });
-    let host = choose("LibvirtHost", "sourceRef", found_on.as_ref().or(spec.source_ref.as_ref()), hosts, |host| {
-        host.spec.allowed_namespaces.contains(&namespace)
-    })?;
     let cluster = choose("NutanixCluster", "targetRef", spec.target_ref.as_ref(), clusters, |cluster| {
         cluster.spec.allowed_namespaces.contains(&namespace)
     })?;
@@ -34,6 +28,17 @@ pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup
         cluster: cluster.spec,
         repository: repository.spec,
         installation: context.installation.clone(),
+    })
+}
+
+/// Resolves the hypervisor alone. Once the machine was found, its orders go to that one and no other.
+pub async fn host(context: &Context, migration: &VmMigration) -> Result<LibvirtHost, Refusal> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let hosts = list::<LibvirtHost>(Api::all(context.client.clone()), "LibvirtHost").await?;
+    let found_on = migration.status.as_ref().and_then(|status| status.source.as_ref());
+    let found_on = found_on.map(|source| NameRef { name: source.host.clone() });
+    choose("LibvirtHost", "sourceRef", found_on.as_ref().or(migration.spec.source_ref.as_ref()), hosts, |host| {
+        host.spec.allowed_namespaces.contains(&namespace)
     })
 }
 

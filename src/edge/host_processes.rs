@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::flow::copy::{Holder, ProcessId};
+use crate::flow::doctor::ProcessTrace;
 
 /// Why the host could not be looked at. Any of these means "unknown".
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +170,34 @@ fn command(pid: u32, domain_uuid: &str) -> (String, bool) {
     (command, qemu)
 }
 
+/// Relays and drivers that work in `run_directory`, by the migration whose directory there their command line names.
+pub fn parts(run_directory: &str) -> Result<Vec<ProcessTrace>, Error> {
+    let mut parts = Vec::new();
+    for pid in pids()? {
+        let path = format!("/proc/{pid}/cmdline");
+        let line = match fs::read(&path) {
+            Ok(line) => line,
+            Err(err) if is_gone(&err) => continue,
+            Err(source) => return Err(Error::Read { what: path, source }),
+        };
+        let line = String::from_utf8_lossy(&line);
+        parts.extend(part(&line.split('\0').collect::<Vec<_>>(), run_directory).map(|(part, uid)| ProcessTrace {
+            pid,
+            part,
+            uid,
+        }));
+    }
+    Ok(parts)
+}
+
+/// Which part of the host side a command line is, and whom it serves.
+fn part(arguments: &[&str], run_directory: &str) -> Option<(String, String)> {
+    let host = arguments.iter().position(|argument| *argument == "host")?;
+    let part = arguments.get(host + 1).filter(|part| matches!(**part, "relay" | "driver"))?;
+    let uid = arguments.iter().find_map(|argument| argument.strip_prefix(run_directory)?.strip_prefix('/'))?;
+    Some(((*part).into(), uid.into()))
+}
+
 /// TCP sockets to `servers` that no process owns any more but whose kernel may still deliver data: everything but TIME_WAIT.
 pub fn orphan_sockets(servers: &BTreeSet<IpAddr>) -> Result<Vec<String>, Error> {
     let mut orphans = Vec::new();
@@ -251,6 +280,22 @@ mod tests {
         assert!(Path::new(&format!("/proc/{}", child.id())).exists(), "its zombie is still there");
         child.wait().unwrap();
         assert_eq!(holders(&disks, uuid).unwrap()["vda"], []);
+    }
+
+    #[test]
+    fn a_part_of_the_host_side_is_known_by_its_directory() {
+        let relay =
+            ["/usr/bin/drover", "host", "relay", "--run-directory", "/run/drover/uid-1", "--memory-mib", "64", ""];
+        assert_eq!(part(&relay, "/run/drover"), Some(("relay".into(), "uid-1".into())));
+        let driver = ["drover", "host", "driver", "--block-copy", "web", "--relay-directory", "/run/drover/uid-1", ""];
+        assert_eq!(part(&driver, "/run/drover"), Some(("driver".into(), "uid-1".into())));
+        assert_eq!(part(&relay, "/run/drove"), None);
+        let others: [&[&str]; 3] = [
+            &["drover", "host", "doctor", "--run-directory", "/run/drover"],
+            &["ls", "host", "relay", "/run/elsewhere/uid-1"],
+            &["vi", "/run/drover/uid-1/x"],
+        ];
+        assert!(others.iter().all(|arguments| part(arguments, "/run/drover").is_none()));
     }
 
     #[test]

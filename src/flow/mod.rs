@@ -1,4 +1,5 @@
 //! PURE: what was seen, what to do next. No clock, no client, no await.
 
 pub mod copy;
+pub mod doctor;
 pub mod migration;

@@ -1,4 +1,7 @@
 //! The host-side Job of a `BlockCopy`: two containers, so that the driver's death leaves the relay, and with it the mirror, alone.
+//!
+//! The Job names no owner. The garbage collector ends what an object owns as soon as that is deleted in the foreground, though the object's
+//! own finalizer is pending: a copy would be broken off, and a cutover undone, by whoever deletes a `BlockCopy` that works on.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +11,8 @@ use k8s_openapi::api::core::v1::{
     SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
 use kube::api::ObjectMeta;
-use kube::{Resource, ResourceExt};
 
 use crate::api::{BlockCopy, LibvirtHostSpec, MIGRATION_LABEL};
 
@@ -37,7 +40,6 @@ pub fn job(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> 
             name: Some(copy.name_any()),
             namespace: copy.namespace(),
             labels: Some(labels.clone()),
-            owner_references: copy.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         spec: Some(JobSpec {
@@ -100,6 +102,12 @@ fn driver(copy: &BlockCopy, host: &LibvirtHostSpec, settings: &JobSettings) -> C
         relay_directory(copy),
     ];
     container("driver", host, settings, &arguments)
+}
+
+/// Name of the `BlockCopy` and the Job of a migration: never the same for two objects, even after re-creation.
+pub fn copy_name(migration: &str, uid: &str) -> String {
+    let name: String = migration.chars().take(50).collect();
+    format!("{}-{}", name.replace('.', "-"), uid.chars().take(8).collect::<String>())
 }
 
 /// Directory of a `BlockCopy`'s relay on the host: its sockets and its state.

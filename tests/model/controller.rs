@@ -5,7 +5,7 @@ use std::rc::Rc;
 use drover::api::block_copy::{BlockCopySpec, Want};
 use drover::api::common::Tri;
 use drover::api::vm_migration::{CutoverStatus, TargetOrder};
-use drover::api::{BlockCopy, VmMigrationStatus};
+use drover::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 use drover::flow::migration::{
     Decision, Effect, Fact, Input, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, decide as decide_migration,
     needs,
@@ -131,8 +131,8 @@ fn target(model: &Model, vm: Vm, busy: Tri) -> TargetVm {
 }
 
 /// What the controller sees of the world.
-fn seen(model: &Model, question: &Question, status: &VmMigrationStatus) -> Seen {
-    let needs = needs(status);
+fn seen(model: &Model, question: &Question, spec: &VmMigrationSpec, status: &VmMigrationStatus) -> Seen {
+    let needs = needs(spec, status);
     let silent = || Refusal::new("PrismUnreachable", "no answer");
     let prism = |asked: bool| match (asked, question.look) {
         (false, _) => Err(Fact::NotAsked),
@@ -174,8 +174,8 @@ fn seen(model: &Model, question: &Question, status: &VmMigrationStatus) -> Seen 
 /// Calls the real decision; `planted` may spoil what it sees.
 pub fn decide_for(model: &Model, question: &Question, status: &VmMigrationStatus) -> Decision {
     let mut status = status.clone();
-    let mut seen = seen(model, question, &status);
     let mut spec = question.wish.spec(status.plan.as_ref().map(|plan| plan.digest.as_str()));
+    let mut seen = seen(model, question, &spec, &status);
     planted::spoil_controller(model.bug, &mut spec, &mut status, &mut seen);
     decide_migration(&Input {
         namespace: "team",
@@ -249,7 +249,8 @@ impl Model {
     }
 
     pub fn question(&self, state: &State, look: Look) -> Question {
-        let old = look == Look::PrismOld && needs(&self.statuses.get(state.migration.status)).target_may_be_old;
+        let needs = needs(&state.migration.wish.spec(None), &self.statuses.get(state.migration.status));
+        let old = look == Look::PrismOld && needs.target_may_be_seconds_old > 0;
         Question {
             wish: state.migration.wish,
             status: state.migration.status,

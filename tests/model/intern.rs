@@ -44,6 +44,7 @@ impl Canonical for VmMigrationStatus {
         self.waiting_for = None;
         self.conditions.clear();
         self.earlier_cutovers.clear();
+        (self.rollback, self.ledger) = (None, Vec::new());
         self.copied = None;
         self.downtime = None;
         self.disks.clear();
@@ -101,6 +102,7 @@ impl Canonical for BlockCopyStatus {
         }
         if let Some(domain) = &mut self.domain {
             domain.state.clear();
+            (domain.mark, domain.autostart_was) = (None, None);
         }
         for disk in &mut self.disks {
             (disk.copied_bytes, disk.total_bytes, disk.rate_mib_s, disk.backlog_bytes) = (0, 0, 0, 0);

@@ -11,12 +11,16 @@ use virt::error::ErrorNumber;
 use virt::sys;
 
 use super::{Error, Libvirt, ffi, xml};
+use crate::api::METADATA_URI;
 use crate::api::shutdown::ShutdownMethod;
 use crate::flow::copy::{BlockSeen, DomainSeen, Fact, Found, Mark, Power, Version};
+use crate::flow::doctor::DomainTraces;
 use crate::machine;
 
 /// Questions that libvirt answers by itself.
 const LOOK: Duration = Duration::from_secs(5);
+/// The same for every domain of a host.
+const LOOK_AT_ALL: Duration = Duration::from_secs(60);
 /// Questions that only QEMU's monitor answers.
 const MONITOR: Duration = Duration::from_secs(5);
 /// Orders.
@@ -65,6 +69,17 @@ impl Libvirt {
             let events = this.events(&seen.uuid);
             (seen.shutdown_by, seen.reboots, seen.interruptions) = (events.shutdown_by, events.reboots, interruptions);
             Ok(Found::One(Box::new(seen)))
+        })
+        .await
+    }
+
+    /// What Drover may have left on any domain.
+    pub async fn traces(self: &Arc<Self>) -> Result<Vec<DomainTraces>, Error> {
+        self.call("looking at every domain", LOOK_AT_ALL, |connect| {
+            let domains = connect.list_all_domains(0).map_err(tried("listing domains"))?;
+            // A domain that was undefined since the list was made is none.
+            let there = |found: &Result<DomainTraces, Error>| !found.as_ref().is_err_and(is_no_domain);
+            domains.iter().map(traces).filter(there).collect()
         })
         .await
     }
@@ -179,7 +194,7 @@ impl Libvirt {
             }
             let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
             let prefix = element.is_some().then_some(xml::METADATA_PREFIX);
-            domain.set_metadata(kind, element.as_deref(), prefix, Some(xml::METADATA_URI), flags).map(drop)
+            domain.set_metadata(kind, element.as_deref(), prefix, Some(METADATA_URI), flags).map(drop)
         })
         .await
     }
@@ -228,6 +243,22 @@ fn by_hostname(connect: &Connect, hostname: &str) -> Result<Result<Domain, Found
         1 => Ok(bearers.remove(0).1),
         0 => Err(Found::None { seen_names: names.into_iter().take(NAMES_LISTED).collect() }),
         _ => Err(Found::Several { names: bearers.into_iter().map(|(name, _)| name).collect() }),
+    })
+}
+
+fn traces(domain: &Domain) -> Result<DomainTraces, Error> {
+    let name = domain.name().map_err(tried("reading a domain's name"))?;
+    let text = |flags| domain.xml_desc(flags).map_err(tried(format!("reading the XML of domain {name}")));
+    let (live, defined) = (text(0)?, text(sys::VIR_DOMAIN_XML_INACTIVE)?);
+    let mark = |text: &str| xml::mark(text).map_err(in_xml(&name));
+    let persistent = domain.is_persistent().map_err(tried("asking whether the domain is defined"))?;
+    Ok(DomainTraces {
+        uuid: domain.uuid_string().map_err(tried("reading the domain's uuid"))?,
+        running: domain.is_active().map_err(tried("asking whether the domain runs"))?,
+        autostart: persistent && domain.autostart().map_err(tried("reading autostart"))?,
+        mark: mark(&defined)?.or(mark(&live)?),
+        mirrors: xml::mirror_traces(&live).map_err(in_xml(&name))?,
+        name,
     })
 }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use roxmltree::{Document, Node};
 
+use crate::api::METADATA_URI;
 use crate::api::block_copy::Claim;
 use crate::flow::copy::{Mark, MarkState, MirrorSeen};
+use crate::flow::doctor::MirrorTrace;
 
-/// Namespace of Drover's element in a domain's metadata.
-pub const METADATA_URI: &str = "https://drover.dev/migration";
-/// Its prefix.
+/// Prefix of the mark's namespace.
 pub const METADATA_PREFIX: &str = "drover";
 
 /// Why a domain's XML could not be read.
@@ -30,17 +30,30 @@ fn child<'a>(node: Node<'a, 'a>, name: &str) -> Option<Node<'a, 'a>> {
 /// `<mirror>` of each disk of a running domain. `socket` is the relay's: mirrors to it are ours.
 pub fn mirrors(domain_xml: &str, socket: &str) -> Result<BTreeMap<String, MirrorSeen>, Error> {
     let document = Document::parse(domain_xml)?;
-    let disks = document.descendants().filter(|node| node.has_tag_name("disk"));
-    let found = disks.filter_map(|disk| {
-        let device = child(disk, "target")?.attribute("dev")?;
-        let mirror = child(disk, "mirror")?;
-        let source = child(mirror, "source");
-        let export = source.and_then(|source| source.attribute("name"));
-        let host = source.and_then(|source| child(source, "host"));
-        let ours = export == Some(device) && host.and_then(|host| host.attribute("socket")) == Some(socket);
-        Some((device.to_owned(), MirrorSeen { ours, ready: mirror.attribute("ready") == Some("yes") }))
+    let found = mirror_elements(&document).map(|(device, mirror)| {
+        let export = child(mirror, "source").and_then(|source| source.attribute("name"));
+        let ours = export == Some(device) && socket_of(mirror) == Some(socket);
+        (device.to_owned(), MirrorSeen { ours, ready: mirror.attribute("ready") == Some("yes") })
     });
     Ok(found.collect())
+}
+
+/// The mirrors of a running domain that lead to a local socket.
+pub fn mirror_traces(domain_xml: &str) -> Result<Vec<MirrorTrace>, Error> {
+    let document = Document::parse(domain_xml)?;
+    let found = mirror_elements(&document)
+        .filter_map(|(device, mirror)| Some(MirrorTrace { device: device.into(), socket: socket_of(mirror)?.into() }));
+    Ok(found.collect())
+}
+
+/// The disks that have a `<mirror>`, by device.
+fn mirror_elements<'a>(document: &'a Document<'a>) -> impl Iterator<Item = (&'a str, Node<'a, 'a>)> {
+    let disks = document.descendants().filter(|node| node.has_tag_name("disk"));
+    disks.filter_map(|disk| Some((child(disk, "target")?.attribute("dev")?, child(disk, "mirror")?)))
+}
+
+fn socket_of<'a>(mirror: Node<'a, 'a>) -> Option<&'a str> {
+    child(child(mirror, "source")?, "host")?.attribute("socket")
 }
 
 /// Whether a domain bears `hostname`: as its name, its title, or the whole text of any element in its metadata.
@@ -133,6 +146,8 @@ mod tests {
         assert_eq!(seen["vdb"], MirrorSeen { ours: false, ready: false });
         assert!(!seen.contains_key("vdc"));
         assert!(!mirrors(RUNNING, "/run/else.sock").unwrap()["vda"].ours);
+        let trace = MirrorTrace { device: "vda".into(), socket: "/run/nbd.sock".into() };
+        assert_eq!(mirror_traces(RUNNING).unwrap(), [trace]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::seen::{ProcessId, ShutdownBy};
 use crate::api::block_copy::Claim;
+pub use crate::api::block_copy::MarkState;
 use crate::api::common::Time;
 use crate::api::shutdown::CommandOutcome;
 
@@ -137,15 +138,4 @@ pub struct Mark {
     pub state: MarkState,
     /// Autostart as it was before Drover disabled it.
     pub autostart_was: Option<bool>,
-}
-
-/// What the mark says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MarkState {
-    /// Claimed; nothing else was changed.
-    Claimed,
-    /// A cutover is under way: autostart is disabled, the shutdown may have been sent.
-    Cutover,
-    /// The machine runs elsewhere. Never copied again.
-    Migrated,
 }

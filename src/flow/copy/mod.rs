@@ -116,9 +116,12 @@ fn find<'a>(turn: &mut Turn<'a>) -> Option<&'a DomainSeen> {
 }
 
 fn report_domain(turn: &mut Turn<'_>, domain: &DomainSeen) {
+    let own = turn.own_mark(domain);
     turn.status.domain = Some(DomainStatus {
         state: domain.state_word.clone(),
         migrated: domain.mark.as_ref().is_some_and(|mark| mark.state == MarkState::Migrated),
+        mark: own.as_ref().map(|mark| mark.state),
+        autostart_was: own.and_then(|mark| mark.autostart_was),
         libvirt_version: domain.libvirt_version.to_string(),
         qemu_version: domain.qemu_version.to_string(),
     });

@@ -1,9 +1,11 @@
 //! Conditions and the words for people, projected from the rest of the status. Nothing in Drover reads them back.
 
 use super::decide::Input;
+use super::seen::Refusal;
 use super::step::Progress;
+use super::watch;
 use crate::api::VmMigrationStatus;
-use crate::api::common::{Condition, MicroTime, Time};
+use crate::api::common::{Condition, MicroTime, Time, Tri};
 
 /// Rewrites `conditions`, `phase` and `downtime`.
 pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Progress) {
@@ -15,12 +17,13 @@ pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Prog
     let (reason, message) = (reason.to_owned(), message.to_owned());
     let awaits_person = !done && matches!(reason.as_str(), "Approval" | "ApprovalVoid" | "Held" | "NotBefore");
     let mut put = |name: &str, holds: bool, reason: &str, message: &str| {
-        set(&mut status.conditions, input, name, holds, reason, message);
+        set(&mut status.conditions, input, name, holds.into(), reason, message);
     };
     put("Ready", done, &reason, &message);
     put("Reconciling", !done && !stalled && !awaits_person, &reason, &message);
     put("Stalled", stalled, &reason, &message);
     milestones(input, status);
+    watched(input, status);
     status.phase = Some(phase(status, outcome));
     status.downtime = downtime(status);
 }
@@ -52,12 +55,12 @@ fn milestones(input: &Input<'_>, status: &mut VmMigrationStatus) {
         ("GuestUp", cutover.reachable_at.is_some(), "Heard"),
     ];
     for (name, holds, reason) in reached {
-        set(&mut status.conditions, input, name, holds, if holds { reason } else { "NotYet" }, "");
+        set(&mut status.conditions, input, name, holds.into(), if holds { reason } else { "NotYet" }, "");
     }
     if let (Some(repair), true) = (cutover.proofs.and_then(|proofs| proofs.repair), cutover.proven_equal_at.is_some()) {
         let extents = repair.repaired_extents.unwrap_or_default();
         let message = format!("{extents} extents of 4 MiB were written anew from the source's disks: {}", repair.why);
-        set(&mut status.conditions, input, "Equal", true, "Repaired", &message);
+        set(&mut status.conditions, input, "Equal", Tri::Yes, "Repaired", &message);
     }
     let reason = if approved {
         "Bound"
@@ -66,11 +69,27 @@ fn milestones(input: &Input<'_>, status: &mut VmMigrationStatus) {
     } else {
         "NotYet"
     };
-    set(&mut status.conditions, input, "Approved", approved, reason, void.as_deref().unwrap_or(""));
+    set(&mut status.conditions, input, "Approved", approved.into(), reason, void.as_deref().unwrap_or(""));
 }
 
-fn set(conditions: &mut Vec<Condition>, input: &Input<'_>, name: &str, holds: bool, reason: &str, message: &str) {
-    let value = if holds { "True" } else { "False" };
+/// What the watch over both sides sees.
+fn watched(input: &Input<'_>, status: &mut VmMigrationStatus) {
+    let cutover = status.cutover.as_ref();
+    let taken_over = cutover.is_some_and(|cutover| cutover.target_on_at.is_some() && cutover.undo.is_none());
+    let (value, refusal) = match (taken_over, input.spec.finalize) {
+        (false, _) => (Tri::No, Refusal::new("NotYet", "")),
+        (true, Some(true)) => (Tri::Unknown, Refusal::new("Finalised", "nobody watches any more")),
+        (true, Some(false) | None) => watch::only_target_runs(input),
+    };
+    set(&mut status.conditions, input, "OnlyTargetRuns", value, &refusal.reason, &refusal.message);
+}
+
+fn set(conditions: &mut Vec<Condition>, input: &Input<'_>, name: &str, value: Tri, reason: &str, message: &str) {
+    let value = match value {
+        Tri::Yes => "True",
+        Tri::No => "False",
+        Tri::Unknown => "Unknown",
+    };
     let since = conditions
         .iter()
         .find(|condition| condition.type_ == name && condition.status == value)

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::conditions;
 use super::effect::Effect;
+use super::ledger;
 use super::seen::{Fact, Refusal, Seen};
 use super::step::{self, Progress, Step};
 use super::undo;
@@ -13,7 +14,7 @@ use super::want::wanted;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
 use crate::api::vm_migration::{OnDifference, OnSourceStarted, Waiting};
-use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+use crate::api::{BlockCopy, MIGRATION_FINALIZER, VmMigrationSpec, VmMigrationStatus};
 
 /// All that a decision depends on.
 #[derive(Clone, Debug)]
@@ -73,7 +74,9 @@ pub fn decide(input: &Input<'_>) -> Decision {
         (true, false) => let_go(input, &mut draft),
         (false, _) => advance(input, &mut draft),
     };
-    let outcome = with_failure(input, outcome);
+    draft.status.ledger = ledger::ledger(input, &draft);
+    draft.status.rollback = Some(undo::outlook(input, &draft.status));
+    let outcome = with_deletion(input, &draft.status, with_failure(input, outcome));
     let wake = match &outcome {
         Progress::Waits { refusal, stalled } => {
             note_wait(input, &mut draft, refusal, if *stalled { LATER } else { SOON });
@@ -180,14 +183,29 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
                 return stop;
             }
             order(input, draft, want);
-            copy.as_ref().and_then(step::problem).unwrap_or_else(|| {
-                let message = "the host side ends the mirror and gives the machine up; the object goes after that";
-                Progress::waits("Releasing", message)
-            })
+            releasing(input, copy.as_ref())
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: false },
         Fact::NotAsked => Progress::waits("Releasing", "the BlockCopy has not been read yet"),
     }
+}
+
+/// What giving the machine up waits for.
+fn releasing(input: &Input<'_>, copy: Option<&BlockCopy>) -> Progress {
+    if let (None, Err(refusal)) = (copy, &input.seen.setup) {
+        return Progress::Waits { refusal: refusal.clone(), stalled: true };
+    }
+    if let Some(Progress::Waits { mut refusal, stalled }) = copy.and_then(|copy| step::silent(input, copy)) {
+        let way_out = format!(
+            " If that hypervisor is gone for good, take the finalizer {MIGRATION_FINALIZER} off: `drover doctor` shows what is left then"
+        );
+        refusal.message.push_str(&way_out);
+        return Progress::Waits { refusal, stalled };
+    }
+    copy.and_then(step::problem).unwrap_or_else(|| {
+        let message = "the host side ends the mirror and gives the machine up; the object goes after that";
+        Progress::waits("Releasing", message)
+    })
 }
 
 /// A machine that was never found, or was never ours, has nothing to be released.
@@ -264,6 +282,24 @@ fn with_failure(input: &Input<'_>, outcome: Progress) -> Progress {
             Progress::Waits { refusal: Refusal::new(&failure.reason, message), stalled: false }
         }
         (outcome, _) => outcome,
+    }
+}
+
+/// Whoever deletes a migration is told what that waits for, and what will be left.
+fn with_deletion(input: &Input<'_>, status: &VmMigrationStatus, outcome: Progress) -> Progress {
+    match outcome {
+        Progress::Done => Progress::Done,
+        Progress::Waits { refusal, stalled } if !input.deleting => Progress::Waits { refusal, stalled },
+        Progress::Waits { mut refusal, stalled } => {
+            if boot_is_ordered(input) && !undo::of_boot(input) {
+                let until = "deletion waits until the target, which was ordered to boot, is seen on";
+                refusal.message = format!("{until}: {}", refusal.message);
+            }
+            if let Some(kept) = ledger::kept(&status.ledger) {
+                refusal.message = format!("{}. {kept}", refusal.message.trim_end_matches('.'));
+            }
+            Progress::Waits { refusal, stalled }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Effect {
     OrderCopy(Box<BlockCopySpec>),
     /// Make sure that the host-side Job of the `BlockCopy` exists.
     EnsureJob,
-    /// Delete the `BlockCopy`; its Job goes with it.
+    /// Delete the `BlockCopy`, and its Job before it.
     DeleteCopy,
     /// Put the planned file into the repository.
     Publish(Box<PlanStatus>),

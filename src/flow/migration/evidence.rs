@@ -28,6 +28,8 @@ pub fn evidence(migration: &VmMigration) -> Value {
         "orderEpoch": status.epoch,
         "cutover": status.cutover,
         "earlierCutovers": status.earlier_cutovers,
+        "rollback": status.rollback,
+        "ledger": status.ledger,
         "steps": status.steps,
         "waitingFor": status.waiting_for,
     })

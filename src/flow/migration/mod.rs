@@ -15,12 +15,14 @@ mod decide;
 mod effect;
 mod evidence;
 mod gate;
+mod ledger;
 mod permit;
 mod seen;
 mod step;
 mod target_order;
 mod undo;
 mod want;
+mod watch;
 
 pub use decide::{Decision, Input, decide};
 pub use effect::Effect;

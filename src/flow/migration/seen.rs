@@ -1,6 +1,8 @@
 //! The facts that a decision is made from.
 
-use crate::api::{BlockCopy, LibvirtHostSpec, NutanixClusterSpec, TerraformRepositorySpec, VmMigrationStatus};
+use crate::api::{
+    BlockCopy, LibvirtHostSpec, NutanixClusterSpec, TerraformRepositorySpec, VmMigrationSpec, VmMigrationStatus,
+};
 
 /// A fact from outside: known, or not, with the reason. Not known is never "no".
 #[derive(Clone, Debug, PartialEq)]
@@ -101,28 +103,40 @@ pub struct Needs {
     pub placement: bool,
     pub published: bool,
     pub target: bool,
-    /// An answer about the target that is some seconds old will do: nothing hangs on it yet, and a copy may last for days.
-    pub target_may_be_old: bool,
+    /// How old an answer about the target may be: 0 when something hangs on it; a copy may last for days, and a watch for weeks.
+    pub target_may_be_seconds_old: u64,
     /// Ask Prism Element for the target's disk paths too.
     pub backing: bool,
     /// Ask for open tasks on the target, before its state.
     pub tasks: bool,
 }
 
-/// What the next decision needs to know, from what is remembered.
-pub fn needs(status: &VmMigrationStatus) -> Needs {
+/// Pace of looking at a target that is being copied to.
+const COPYING_SECONDS: u64 = 15;
+/// Pace of watching a target that has taken over.
+const WATCHING_SECONDS: u64 = 30;
+
+/// What the next decision needs to know, from what is wanted and remembered.
+pub fn needs(spec: &VmMigrationSpec, status: &VmMigrationStatus) -> Needs {
     let cutover = status.cutover.clone().unwrap_or_default();
     let planned = status.plan.is_some();
     let published = status.terraform.is_some();
     let pinned = status.target.is_some();
     let ordered = cutover.ordered_at.is_some();
     let proving = ordered && cutover.target_on_at.is_none();
+    let taken_over = cutover.reachable_at.is_some();
     let undoing = cutover.undo.is_some();
+    let finalised = taken_over && !undoing && spec.finalize == Some(true);
+    let adopted = status.source.as_ref().is_some_and(|source| source.already_migrated);
     Needs {
-        placement: !planned,
+        placement: !planned && !adopted,
         published: planned && !published,
-        target: !planned || (published && (cutover.reachable_at.is_none() || undoing)),
-        target_may_be_old: pinned && !ordered,
+        target: !adopted && !finalised && (!planned || published),
+        target_may_be_seconds_old: match (pinned, ordered) {
+            _ if taken_over && !undoing => WATCHING_SECONDS,
+            (true, false) => COPYING_SECONDS,
+            (_, _) => 0,
+        },
         backing: (published && !pinned) || proving,
         tasks: undoing,
     }

@@ -7,7 +7,7 @@ use super::effect::Effect;
 use super::gate;
 use super::permit::{PowerOnPermit, too_old};
 use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
-use super::{target_order, undo};
+use super::{target_order, undo, watch};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Disk, Machine};
@@ -405,9 +405,8 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if draft.effects.iter().any(|effect| matches!(effect, Effect::OrderCopy(_))) {
         return Progress::waits("Mirroring", "the host side is told what to copy");
     }
-    if let Some(age) = copy.status.as_ref().and_then(|report| too_old(input, report)) {
-        let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
-        return Progress::waits("HostSideSilent", message);
+    if let Some(silent) = silent(input, copy) {
+        return silent;
     }
     if let Some(changed) = source_changed(draft, copy) {
         return changed;
@@ -417,6 +416,13 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     let in_sync = reached(copy, Want::Mirror) && copy.status.as_ref().is_some_and(|status| status.in_sync.is_yes());
     if in_sync { Progress::Done } else { Progress::waits("Mirroring", "copying while the source runs") }
+}
+
+/// The host side has reported, but not lately.
+pub fn silent(input: &Input<'_>, copy: &BlockCopy) -> Option<Progress> {
+    let age = copy.status.as_ref().and_then(|report| too_old(input, report))?;
+    let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
+    Some(Progress::waits("HostSideSilent", message))
 }
 
 /// The target as it was pinned, if it was asked for and found.
@@ -721,31 +727,34 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
             "TargetStopped",
             "the target was powered on and is off again: look at its console in Prism, or set spec.rollback",
         ),
-        Some(vm) if late => {
+        Some(vm) => {
             order(input, draft, Want::KeepOff);
-            Progress::stalled(
-                "GuestSilent",
-                format!(
-                    "the target {} runs, but its guest was not heard on the network within {limit} s: look at its console in Prism, or set spec.rollback",
-                    vm.name
-                ),
-            )
-        }
-        Some(_) => {
-            order(input, draft, Want::KeepOff);
-            Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network")
+            if let (Tri::No, refusal) = watch::source_is_off(input) {
+                return Progress::Waits { refusal, stalled: true };
+            }
+            if !late {
+                return Progress::waits("Verifying", "the target runs; waits until its guest is heard on the network");
+            }
+            let message = format!(
+                "the target {} runs, but its guest was not heard on the network within {limit} s: look at its console in Prism, or set spec.rollback",
+                vm.name
+            );
+            Progress::stalled("GuestSilent", message)
         }
         None => Progress::waits("Verifying", "asking Prism"),
     }
 }
 
-/// Until it is finalised, the source stays as it is, off and marked.
+/// Until it is finalised, the source stays as it is, off and marked, and both sides are watched.
 fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if input.spec.finalize != Some(true) {
         order(input, draft, Want::KeepOff);
         let Fact::Known(Some(copy)) = &input.seen.copy else {
             return Progress::waits("Marking", "starting the host-side job, which marks the source as migrated");
         };
+        if let (Tri::No, refusal) = watch::only_target_runs(input) {
+            return Progress::Waits { refusal, stalled: true };
+        }
         if reached(copy, Want::KeepOff) {
             return Progress::Done;
         }

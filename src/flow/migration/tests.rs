@@ -5,11 +5,13 @@ use jiff::{Timestamp, ToSpan};
 use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{
-    BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MirrorState, QuiesceStatus, RepairStatus, Want,
+    BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MarkState, MirrorState, QuiesceStatus, RepairStatus, Want,
 };
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
-use crate::api::vm_migration::{OnDifference, OnVerifyFailure, TargetOrder};
+use crate::api::vm_migration::{
+    End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetOrder,
+};
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 
 const GIB: u64 = 1 << 30;
@@ -98,7 +100,8 @@ impl World {
     }
 
     fn seen(&self) -> Seen {
-        let Needs { placement, published, target, target_may_be_old: _, backing: _, tasks } = needs(&self.status);
+        let needs = needs(&self.spec, &self.status);
+        let Needs { placement, published, target, target_may_be_seconds_old: _, backing: _, tasks } = needs;
         let placed = Placement {
             cluster_ext_id: "c".into(),
             container_ext_id: "s".into(),
@@ -229,6 +232,13 @@ impl World {
             domain: Some(DomainStatus {
                 state: "running".into(),
                 migrated: false,
+                mark: match want {
+                    Want::Release | Want::Undo => None,
+                    Want::Inspect | Want::Mirror => Some(MarkState::Claimed),
+                    Want::Quiesce => Some(MarkState::Cutover),
+                    Want::KeepOff | Want::Retire => Some(MarkState::Migrated),
+                },
+                autostart_was: matches!(want, Want::Quiesce | Want::KeepOff | Want::Retire).then_some(true),
                 libvirt_version: "9.0.0".into(),
                 qemu_version: "7.2.0".into(),
             }),
@@ -879,4 +889,244 @@ fn a_cutover_that_was_called_off_stays_so_although_the_field_is_removed_at_once(
     world.turns(20);
     assert_eq!(world.waits_for(), "RolledBack");
     assert!(world.source_runs && world.power_ons.is_empty());
+}
+
+fn entry(world: &World, what: SideEffectKind) -> Option<&SideEffect> {
+    world.status.ledger.iter().find(|entry| entry.what == what)
+}
+
+fn ends(world: &World) -> Vec<(SideEffectKind, End)> {
+    world.status.ledger.iter().map(|entry| (entry.what, entry.end)).collect()
+}
+
+#[test]
+fn the_ledger_grows_with_what_was_changed_and_says_what_is_kept() {
+    use SideEffectKind::*;
+    let mut world = World::new();
+    world.turn();
+    assert_eq!(ends(&world), [], "nothing was changed when the first turn was recorded");
+    world.turns(2);
+    assert_eq!(entry(&world, Finalizer).unwrap().place, "VmMigration team/web01");
+    world.turns(9);
+    assert_eq!(world.waits_for(), "Approval");
+    let in_sync = [
+        (Finalizer, End::Undone),
+        (BlockCopy, End::Undone),
+        (Job, End::Undone),
+        (Relay, End::Undone),
+        (Claim, End::Undone),
+        (Mark, End::Undone),
+        (Mirror, End::Undone),
+        (TerraformFile, End::Kept),
+        (TargetVm, End::Kept),
+    ];
+    assert_eq!(ends(&world), in_sync);
+    let file = entry(&world, TerraformFile).unwrap();
+    assert_eq!(file.place, "vms/web01.tf in https://git/x.git");
+    assert_eq!(file.state, format!("commit {}", world.status.terraform.as_ref().unwrap().commit));
+    assert_eq!(
+        entry(&world, Mirror).unwrap().place,
+        "vda, vdb of domain web01 (5d2d1c1a-0000-4000-8000-000000000001) on kvm1"
+    );
+    assert_eq!(entry(&world, TargetVm).unwrap().state, "off");
+    world.approve();
+    world.turns(8);
+    assert_eq!(entry(&world, TargetVm).unwrap().state, "on");
+    // The source stays as it is from here on, whatever happens to the migration.
+    for what in [Mark, Autostart, Shutdown] {
+        assert_eq!(entry(&world, what).unwrap().end, End::Kept, "{what:?}");
+    }
+    assert!(entry(&world, Mirror).is_none());
+    world.spec.finalize = Some(true);
+    world.turns(4);
+    let retired = [Finalizer, Mark, Autostart, Shutdown, TerraformFile, TargetVm]
+        .map(|what| (what, if what == Finalizer { End::Undone } else { End::Kept }));
+    assert_eq!(ends(&world), retired);
+}
+
+#[test]
+fn the_ledger_of_a_rollback_has_nothing_of_the_source_and_the_changed_description() {
+    use SideEffectKind::*;
+    let mut world = World::migrated();
+    world.spec.rollback = Some(true);
+    world.turns(2);
+    assert_eq!(entry(&world, Shutdown).unwrap().end, End::Undone);
+    world.turns(20);
+    assert_eq!(world.waits_for(), "RolledBack");
+    let left: Vec<SideEffectKind> = world.status.ledger.iter().map(|entry| entry.what).collect();
+    assert_eq!(left, [Finalizer, BlockCopy, Job, Relay, TerraformFile, TargetVm, TargetDescription]);
+    let epoch = world.target.as_ref().unwrap().description.rsplit(' ').next().unwrap().trim_end_matches(')').to_owned();
+    assert!(entry(&world, TargetDescription).unwrap().state.ends_with(&epoch));
+}
+
+#[test]
+fn what_the_ledger_could_not_see_it_calls_so() {
+    let mut world = World::in_sync();
+    let mut seen = world.seen();
+    seen.copy = Fact::Unknown(Refusal::new("BlockCopyUnreadable", "no answer"));
+    world.status = world.decide(&seen).status;
+    assert_eq!(entry(&world, SideEffectKind::BlockCopy).unwrap().state, "could not be read");
+    assert!(entry(&world, SideEffectKind::Claim).unwrap().state.starts_with("not seen"));
+}
+
+#[test]
+fn deletion_says_what_is_kept_while_it_is_under_way() {
+    let mut world = World::in_sync();
+    world.deleting = true;
+    world.host_answers = false;
+    world.turns(2);
+    let message = &world.status.waiting_for.as_ref().unwrap().message;
+    assert!(message.contains("Kept on purpose: TerraformFile: vms/web01.tf in https://git/x.git"), "{message}");
+    assert!(message.contains("TargetVm: web01 (vm-1)"), "{message}");
+    assert!(!message.contains("Claim"), "{message}");
+}
+
+#[test]
+fn deletion_after_the_order_to_boot_says_that_it_waits() {
+    let mut world = World::in_sync();
+    world.approve();
+    while world.status.cutover.as_ref().is_none_or(|cutover| cutover.power_on.is_none()) {
+        world.turn();
+    }
+    world.deleting = true;
+    world.prism_answers = false;
+    world.turns(2);
+    let message = &world.status.waiting_for.as_ref().unwrap().message;
+    assert!(
+        message.starts_with("deletion waits until the target, which was ordered to boot, is seen on: "),
+        "{message}"
+    );
+    assert!(world.held);
+}
+
+#[test]
+fn deletion_names_a_host_side_that_is_silent_and_references_that_are_gone() {
+    let mut world = World::in_sync();
+    world.deleting = true;
+    world.host_answers = false;
+    world.now = world.now.checked_add(60.seconds()).expect("in range");
+    world.turn();
+    assert_eq!(world.waits_for(), "HostSideSilent");
+    assert!(
+        world.status.waiting_for.as_ref().unwrap().message.contains("take the finalizer drover.dev/release-source off")
+    );
+    world.copy = None;
+    let seen = Seen { setup: Err(Refusal::new("ReferenceNotFound", "there is no LibvirtHost")), ..world.seen() };
+    let decision = world.decide(&seen);
+    assert_eq!(decision.status.waiting_for.unwrap().reason, "ReferenceNotFound");
+    assert_eq!(decision.status.phase.as_deref(), Some("Stalled"));
+}
+
+fn only_target_runs(world: &World) -> (&str, &str) {
+    let found = world.status.conditions.iter().find(|condition| condition.type_ == "OnlyTargetRuns").unwrap();
+    (&found.status, &found.reason)
+}
+
+#[test]
+fn both_sides_are_watched_until_it_is_finalised_and_nothing_is_powered_on_for_it() {
+    let mut world = World::in_sync();
+    assert_eq!(only_target_runs(&world), ("False", "NotYet"));
+    world.approve();
+    world.turns(8);
+    assert_eq!(only_target_runs(&world), ("True", "AsLeft"));
+    // Somebody powers the target off.
+    world.target.as_mut().unwrap().on = Tri::No;
+    world.turns(5);
+    assert_eq!((world.waits_for(), only_target_runs(&world)), ("TargetStopped", ("False", "TargetStopped")));
+    assert_eq!(world.status.phase.as_deref(), Some("Stalled"));
+    assert!(!world.source_runs && world.power_ons.len() == 1);
+    world.target.as_mut().unwrap().on = Tri::Yes;
+    world.turns(2);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    // Somebody starts the source.
+    world.host_answers = false;
+    world.problem("SourceRunning");
+    world.turns(2);
+    assert_eq!((world.waits_for(), only_target_runs(&world)), ("SourceRunning", ("False", "SourceRunning")));
+    world.host_answers = true;
+    world.turns(2);
+    // Somebody deletes the target, and a VM of the same name takes its place.
+    world.target.as_mut().unwrap().ext_id = "vm-2".into();
+    world.turns(2);
+    assert_eq!((world.waits_for(), only_target_runs(&world)), ("TargetGone", ("False", "TargetGone")));
+    world.target.as_mut().unwrap().ext_id = "vm-1".into();
+    world.spec.finalize = Some(true);
+    world.turns(4);
+    assert_eq!(only_target_runs(&world), ("Unknown", "Finalised"));
+    world.target.as_mut().unwrap().on = Tri::No;
+    world.turns(4);
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"), "its owner may do with it as he likes");
+}
+
+#[test]
+fn a_source_that_is_started_before_the_targets_guest_is_heard_is_told() {
+    let mut world = World::in_sync();
+    world.approve();
+    while !world.target_runs() {
+        world.turn();
+    }
+    world.target.as_mut().unwrap().learned_ips.clear();
+    world.turns(2);
+    assert_eq!(world.waits_for(), "Verifying");
+    world.host_answers = false;
+    world.problem("SourceRunning");
+    world.turns(2);
+    assert_eq!((world.waits_for(), only_target_runs(&world)), ("SourceRunning", ("False", "SourceRunning")));
+}
+
+#[test]
+fn what_the_watch_cannot_see_is_neither_an_alarm_nor_well() {
+    let mut world = World::migrated();
+    world.prism_answers = false;
+    world.turns(3);
+    assert_eq!(only_target_runs(&world), ("Unknown", "PrismUnreachable"));
+    assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
+    let no_setup = Err(Refusal::new("ReferenceNotFound", "there is no NutanixCluster"));
+    world.status = world.decide(&Seen { setup: no_setup, target: Fact::NotAsked, ..world.seen() }).status;
+    assert_eq!(only_target_runs(&world), ("Unknown", "ReferenceNotFound"));
+    world.prism_answers = true;
+    world.turns(2);
+    world.host_answers = false;
+    world.now = world.now.checked_add(60.seconds()).expect("in range");
+    world.turns(2);
+    assert_eq!(only_target_runs(&world), ("Unknown", "HostSideSilent"));
+}
+
+#[test]
+fn the_target_is_looked_at_calmly_after_the_cutover_and_not_at_all_when_it_is_finalised() {
+    let mut world = World::migrated();
+    let needs = |world: &World| needs(&world.spec, &world.status);
+    assert!(needs(&world).target && needs(&world).target_may_be_seconds_old == 30 && !needs(&world).backing);
+    world.spec.finalize = Some(true);
+    assert!(!needs(&world).target);
+    (world.spec.finalize, world.spec.rollback) = (None, Some(true));
+    world.turns(2);
+    assert_eq!((needs(&world).target, needs(&world).target_may_be_seconds_old), (true, 0));
+}
+
+#[test]
+fn what_a_rollback_would_lose_is_told_before_anybody_sets_it() {
+    let outlook = |world: &World| world.status.rollback.clone().unwrap();
+    let mut world = World::in_sync();
+    assert_eq!(outlook(&world).message, "possible; nothing would be lost");
+    world.approve();
+    world.turn();
+    assert_eq!(outlook(&world).message, "possible; nothing would be lost", "the target was not ordered to boot");
+    world.turns(8);
+    let off = world.status.cutover.as_ref().and_then(|cutover| cutover.source_off_at.clone()).unwrap();
+    assert_eq!((outlook(&world).possible, outlook(&world).loses_since.as_ref()), (true, Some(&off)));
+    assert_eq!(
+        outlook(&world).message,
+        format!("possible; what was written on the target since {:.0} would be lost", off.0)
+    );
+    let mut undone = World::migrated();
+    undone.spec.rollback = Some(true);
+    undone.turns(2);
+    assert!(outlook(&undone).message.starts_with("under way; "));
+    undone.turns(20);
+    assert_eq!(outlook(&undone).message, "possible; nothing would be lost");
+    world.spec.finalize = Some(true);
+    world.turns(4);
+    let end = RollbackStatus { possible: false, loses_since: None, message: "not possible any more".into() };
+    assert_eq!(outlook(&world), end);
 }

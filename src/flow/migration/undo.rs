@@ -14,9 +14,10 @@ use super::seen::{Fact, TargetVm};
 use super::step::{self, Progress, both_would_run, clip};
 use super::target_order::recorded;
 use super::want::wanted;
+use crate::api::VmMigrationStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::{MicroTime, Problem, Time, Tri};
-use crate::api::vm_migration::{CutoverStatus, UndoStatus};
+use crate::api::vm_migration::{CutoverStatus, RollbackStatus, UndoStatus};
 
 /// Whether the way back is taken: a person wants it, or it was begun.
 pub fn is_wanted(input: &Input<'_>) -> bool {
@@ -40,6 +41,29 @@ pub fn begun(input: &Input<'_>, draft: &Draft, why: &str) -> UndoStatus {
         fenced_at: None,
         proven_off_at: None,
     }
+}
+
+/// What a rollback would do now, for a person who thinks about it.
+pub fn outlook(input: &Input<'_>, status: &VmMigrationStatus) -> RollbackStatus {
+    let cutover = status.cutover.clone().unwrap_or_default();
+    // Nothing is written from the source's power-off to the target's boot, so this is early enough, whichever order booted it.
+    let since = cutover.power_on.as_ref().map(|order| cutover.source_off_at.clone().unwrap_or(order.at.clone()));
+    let adopted = status.source.as_ref().is_some_and(|source| source.already_migrated);
+    let under_way = cutover.undo.is_some();
+    let finalised =
+        !under_way && cutover.target_on_at.is_some() && (input.spec.finalize == Some(true) || input.deleting);
+    let possible = !adopted && !finalised;
+    let how = if under_way { "under way" } else { "possible" };
+    let message = match &since {
+        _ if adopted => "not possible: the source was moved away by an earlier migration".into(),
+        _ if finalised => "not possible any more".into(),
+        None => format!("{how}; nothing would be lost"),
+        Some(MicroTime(since)) if under_way => {
+            format!("{how}; what was written on the target since {since:.0} is lost")
+        }
+        Some(MicroTime(since)) => format!("{how}; what was written on the target since {since:.0} would be lost"),
+    };
+    RollbackStatus { possible, loses_since: since.filter(|_| possible), message }
 }
 
 /// Goes back to a source that runs as it did before, whatever was reached.

@@ -8,7 +8,7 @@ use super::{Driver, chain};
 use crate::api::block_copy::DiskCopy;
 use crate::edge::host_processes;
 use crate::flow::copy::Effect;
-use crate::host::relay::TargetSpec;
+use crate::host::relay::{TargetSpec, clear_away};
 use crate::host::verify::background::Job;
 use crate::render::mirror::destination_xml;
 
@@ -59,7 +59,7 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         Effect::OpenExport { disk, fresh } => return open(driver, disk, fresh).await,
         Effect::CloseExport { device, discard } => return relay(driver.relay.close(&device, discard)).await,
         Effect::EndRelay { process, force } => return host_processes::end(&process, force).map_err(|err| chain(&err)),
-        Effect::DeleteClaim => return driver.claims.delete(uuid).map_err(|err| chain(&err)),
+        Effect::DeleteClaim => return give_up(driver, uuid),
         Effect::Verify { disk, source_path, opening, proviso, bytes_s } => {
             let opening = relay_id(&opening)?;
             let job = Job {
@@ -84,6 +84,13 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
         }
     };
     done.map_err(|err| chain(&err))
+}
+
+/// Gives the claim up, after all that only it needed.
+fn give_up(driver: &Driver, uuid: &str) -> Result<(), String> {
+    let directory = &driver.relay_directory;
+    clear_away(directory).map_err(|err| format!("removing what relays left in {}: {err}", directory.display()))?;
+    driver.claims.delete(uuid).map_err(|err| chain(&err))
 }
 
 async fn open(driver: &Driver, disk: DiskCopy, fresh: bool) -> Result<(), String> {

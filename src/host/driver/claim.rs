@@ -11,6 +11,9 @@ use crate::flow::copy::Memory;
 
 /// Ending of the files that keep what was verified of a disk.
 const LEDGER_ENDING: &str = "verified";
+/// Ending of a claim that is being written.
+const DRAFT_ENDING: &str = "draft";
+const LOCK_ENDING: &str = "lock";
 
 /// Why a claim could not be read, taken or kept.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,18 @@ pub enum Error {
     Name { name: String },
     #[error("another driver of this migration runs on this host (it holds {path})")]
     Locked { path: PathBuf },
+}
+
+/// A file among the claims, by its name.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// The claim of the domain with this uuid.
+    Claim(String),
+    /// Something that belongs to the claim of the domain with this uuid.
+    Beside(String),
+    /// Keeps a second driver of a migration away; it stays.
+    Lock,
+    Unknown,
 }
 
 /// The claims of a host.
@@ -54,6 +69,20 @@ impl Claims {
         self.path(domain_uuid, &format!("{device}.{LEDGER_ENDING}"))
     }
 
+    /// Every file among the claims. No error if there never was one.
+    pub fn entries(&self) -> Result<Vec<(PathBuf, Entry)>, Error> {
+        let at = || Self::at("reading", &self.directory);
+        let listed = match fs::read_dir(&self.directory) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(at())?,
+        };
+        listed
+            .map(|entry| {
+                entry.map_err(at()).map(|entry| (entry.path(), Entry::of(&entry.file_name().to_string_lossy())))
+            })
+            .collect()
+    }
+
     fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
         let path = path.to_owned();
         move |source| Error::Io { doing, path, source }
@@ -61,7 +90,7 @@ impl Claims {
 
     /// Makes sure that only one driver serves a migration on this host. The lock ends with the process, however it ends.
     pub fn lock(&self, claim_uid: &str) -> Result<Flock<File>, Error> {
-        let path = self.path(claim_uid, "lock")?;
+        let path = self.path(claim_uid, LOCK_ENDING)?;
         fs::create_dir_all(&self.directory).map_err(Self::at("creating", &self.directory))?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(Self::at("opening", &path))?;
@@ -124,7 +153,7 @@ impl Claims {
     /// A complete file beside the claim, named by the claimant, so that two claimants do not write the same one.
     fn draft(&self, domain_uuid: &str, memory: &Memory) -> Result<PathBuf, Error> {
         fs::create_dir_all(&self.directory).map_err(Self::at("creating", &self.directory))?;
-        let path = self.path(domain_uuid, "draft")?.with_extension(format!("{}.draft", std::process::id()));
+        let path = self.path(domain_uuid, &format!("{}.{DRAFT_ENDING}", std::process::id()))?;
         let bytes =
             serde_json::to_vec_pretty(memory).map_err(|source| Error::Invalid { path: path.clone(), source })?;
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path);
@@ -137,6 +166,18 @@ impl Claims {
         File::open(&self.directory)
             .and_then(|directory| directory.sync_all())
             .map_err(Self::at("syncing", &self.directory))
+    }
+}
+
+impl Entry {
+    fn of(name: &str) -> Self {
+        let domain = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+        match name.rsplit_once('.') {
+            Some((uuid, "json")) => Self::Claim(uuid.into()),
+            Some((beside, LEDGER_ENDING | DRAFT_ENDING)) => Self::Beside(domain(beside)),
+            Some((_, LOCK_ENDING)) => Self::Lock,
+            _ => Self::Unknown,
+        }
     }
 }
 
@@ -165,11 +206,19 @@ mod tests {
         assert_eq!(claims.read(DOMAIN).unwrap(), Some(newer));
         let ledger = claims.ledger(DOMAIN, "vda").unwrap();
         fs::write(&ledger, b"").unwrap();
+        let lock = claims.lock("a").unwrap();
+        fs::write(dir.path().join("claims/what"), b"").unwrap();
+        let entries = claims.entries().unwrap().into_iter().map(|(_, entry)| entry).collect::<Vec<_>>();
+        assert_eq!(entries.len(), 4);
+        for entry in [Entry::Claim(DOMAIN.into()), Entry::Beside(DOMAIN.into()), Entry::Lock, Entry::Unknown] {
+            assert!(entries.contains(&entry), "{entry:?} in {entries:?}");
+        }
+        drop(lock);
         claims.delete(DOMAIN).unwrap();
         claims.delete(DOMAIN).unwrap();
         assert!(!ledger.exists());
         claims.create(DOMAIN, &memory("b")).unwrap();
-        assert_eq!(fs::read_dir(dir.path().join("claims")).unwrap().count(), 1, "no drafts are left");
+        assert_eq!(claims.entries().unwrap().len(), 3, "no drafts are left");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! it. The driver may be killed at any line: the mirror lives in QEMU and the relay, and the next driver goes on from what it finds.
 
 mod act;
-mod claim;
+pub(super) mod claim;
 mod compare;
 mod guest_command;
 mod observe;
@@ -255,7 +255,7 @@ fn uuid(seen: &Seen, order: &Order) -> Option<String> {
 }
 
 /// An error with everything that caused it, in one line.
-fn chain(err: &dyn std::error::Error) -> String {
+pub(super) fn chain(err: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(err.source(), |cause| cause.source());
     causes.fold(err.to_string(), |text, cause| {
         let cause = cause.to_string();

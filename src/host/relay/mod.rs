@@ -38,6 +38,7 @@ use anyhow::{Result, ensure};
 
 pub use control::{ExportStatus, NBD_SOCKET, RelayClient, RelayError, RelayStatus};
 pub use exports::DURABLE_SUFFIX;
+pub use supervisor::{LOCK_FILE, clear_away};
 pub use target::TargetSpec;
 
 /// Arguments of `drover host relay`.

@@ -9,7 +9,7 @@
 //! Freezing both at once (a paused pod) is beyond this. A relay that is asked to end (SIGTERM) takes its sockets with it.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
@@ -23,9 +23,10 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::RelayArgs;
 use super::control::{CONTROL_SOCKET, NBD_SOCKET};
+use super::writes;
 
-/// File that a living relay holds locked.
-const LOCK_FILE: &str = "relay.lock";
+/// File that a living relay holds locked. It stays: whoever waits for the lock has it open.
+pub const LOCK_FILE: &str = "relay.lock";
 /// How long to wait for the end of an earlier relay.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 /// A worker serves nobody before its first sign of life: it gets time to start on a busy machine.
@@ -50,20 +51,37 @@ pub fn run(args: &RelayArgs) -> Result<()> {
     end(&mut worker, why)
 }
 
-/// The lock's file stays: a relay that waits for it has it open.
 fn clear_away_when_asked(run_directory: PathBuf) -> Result<()> {
     let mut asked = SigSet::empty();
     asked.add(Signal::SIGTERM);
     asked.thread_block().context("keep SIGTERM for the thread that waits for it")?;
     std::thread::spawn(move || {
         if asked.wait().is_ok() {
-            for socket in [CONTROL_SOCKET, NBD_SOCKET] {
-                let _ = std::fs::remove_file(run_directory.join(socket));
-            }
+            let _ = remove_sockets(&run_directory);
         }
         std::process::exit(128 + Signal::SIGTERM as i32)
     });
     Ok(())
+}
+
+fn remove_sockets(run_directory: &Path) -> io::Result<()> {
+    [CONTROL_SOCKET, NBD_SOCKET].iter().try_for_each(|socket| gone(std::fs::remove_file(run_directory.join(socket))))
+}
+
+/// That there was nothing to be removed is no error.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|err| if err.kind() == ErrorKind::NotFound { Ok(()) } else { Err(err) })
+}
+
+/// Removes what relays left in their directory when nobody needs it any more: the write counters and, if no relay lives, the sockets.
+pub fn clear_away(run_directory: &Path) -> io::Result<()> {
+    gone(writes::remove_every(run_directory))?;
+    match File::options().write(true).open(run_directory.join(LOCK_FILE)) {
+        // Held while they are removed: a relay that starts meanwhile waits for it. One that lives takes them with it.
+        Ok(lock) if lock.try_lock().is_ok() => remove_sockets(run_directory),
+        Ok(_) => Ok(()),
+        Err(err) => gone(Err(err)),
+    }
 }
 
 fn end(worker: &mut Child, why: Result<Stall>) -> Result<()> {
@@ -129,5 +147,29 @@ fn lock(run_directory: &Path) -> Result<File> {
             }
             Err(TryLockError::Error(e)) => return Err(e).with_context(|| format!("lock {}", path.display())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dead_relays_left_is_cleared_away_and_a_living_one_keeps_its_sockets() {
+        let dir = tempfile::tempdir().unwrap();
+        clear_away(&dir.path().join("never used")).unwrap();
+        let counters = dir.path().join("vda-5d4ae1e7-0000-4000-8000-00000000beef.writes");
+        let sockets = [CONTROL_SOCKET, NBD_SOCKET].map(|socket| dir.path().join(socket));
+        let left = || sockets.iter().chain([&counters]).filter(|path| path.exists()).count();
+        let lock = lock(dir.path()).unwrap();
+        for path in sockets.iter().chain([&counters]) {
+            std::fs::write(path, b"").unwrap();
+        }
+        clear_away(dir.path()).unwrap();
+        assert_eq!(left(), 2, "a relay lives: only its counters go");
+        drop(lock);
+        clear_away(dir.path()).unwrap();
+        assert_eq!(left(), 0);
+        assert!(dir.path().join(LOCK_FILE).exists());
     }
 }

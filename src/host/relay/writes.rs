@@ -123,11 +123,19 @@ impl WriteCounters {
 /// Removes the counters of `export`, whichever relay made them.
 pub fn remove_all(directory: &Path, export: &str) -> io::Result<()> {
     let prefix = format!("{export}-");
+    remove(directory, |name| name.strip_prefix(&prefix).is_some_and(|rest| Uuid::parse_str(rest).is_ok()))
+}
+
+/// Removes the counters of every export, whichever relay made them.
+pub fn remove_every(directory: &Path) -> io::Result<()> {
+    remove(directory, |_| true)
+}
+
+fn remove(directory: &Path, of_it: impl Fn(&str) -> bool) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        let instance = name.strip_prefix(&prefix).and_then(|rest| Uuid::parse_str(rest).ok());
-        if instance.is_some() && path.extension().is_some_and(|ending| ending == ENDING) {
+        if path.extension().is_some_and(|ending| ending == ENDING) && of_it(name) {
             fs::remove_file(path)?;
         }
     }

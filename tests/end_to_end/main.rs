@@ -5,12 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+mod deletion;
+mod doctor;
+mod watching;
+
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use drover::api::BlockCopy;
 use drover::api::vm_migration::TargetStatus;
+use drover::api::{BlockCopy, VmMigration};
 use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
 use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
@@ -402,21 +406,6 @@ async fn a_rollback_after_the_cutover_brings_the_source_back_as_it_was_and_the_n
     source.wait_for_ack(had + 20, PATIENCE).unwrap();
     lab.patch("web01", json!({"rollback": null, "attempt": 1})).await.unwrap();
     migrated(&lab, "web01", &source).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_block_copy_deleted_by_hand_works_on_until_its_migration_has_ended() {
-    let (_dir, lab) = lab(LabOptions::default()).await;
-    let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
-    lab.migrate("web01").await.unwrap();
-    in_sync(&lab, "web01").await;
-    let copy = lab.copy_of("web01").await.unwrap().name_any();
-    lab.copies().delete(&copy, &DeleteParams::default()).await.unwrap();
-    lab.approve("web01").await.unwrap();
-    migrated(&lab, "web01", &source).await;
-    assert_eq!(restarts(&lab, "web01").await, 0, "the copy was left alone");
-    lab.delete("web01").await.unwrap();
-    assert!(lab.copies().get_opt(&copy).await.unwrap().is_none(), "nothing is left behind");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
