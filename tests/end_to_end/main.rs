@@ -128,7 +128,7 @@ async fn two_disks_of_different_sizes_stop_at_the_same_write() {
 async fn a_guest_that_writes_faster_than_the_storage_takes_loses_nothing_and_never_hangs() {
     let options = LabOptions { storage_bytes_per_s: Some(2 * MIB), relay_memory_mib: 24, ..LabOptions::default() };
     let (_dir, lab) = lab(options.clone()).await;
-    let load = Load { rate: 0, payload_bytes: 60_000, ring: 256 };
+    let load = Load { rate: 0, payload_bytes: 60_000, ring: 256, ..Load::default() };
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], load, ..GuestSpec::default() });
     lab.migrate("web01").await.unwrap();
     in_sync(&lab, "web01").await;

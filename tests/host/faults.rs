@@ -194,7 +194,7 @@ fn a_killed_relay_costs_a_new_copy_and_not_the_guest() {
 fn a_hung_storage_holds_the_guest_up_no_longer_than_the_bound() {
     let host = Host::start();
     // More bytes, none of them twice, than the relay's memory holds.
-    let load = drover_lab::guest::Load { rate: 0, payload_bytes: 500_000, ring: 160 };
+    let load = drover_lab::guest::Load { rate: 0, payload_bytes: 500_000, ring: 160, stride: 1 };
     let guest = host.guest(&GuestSpec { load, disks: vec![3 * DISK], ..GuestSpec::default() });
     let mut migration = Migration::of(&host, &guest);
     migration.want(Want::Mirror);

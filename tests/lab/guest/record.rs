@@ -2,9 +2,9 @@
 //!
 //! Shared by the guest's writer, which is compiled by itself, and by the lab: standard library only.
 //!
-//! Record `n` (from 1) lies in slot `n % ring`. A slot is a header of 32 bytes (magic, number, payload length, checksum, all little-endian)
-//! and a payload that follows from the number alone. Writing record `n` destroys record `n - ring`; so of a ring whose newest record is
-//! `upto`, the records above `upto + 1 - ring` must all be there.
+//! Record `n` (from 1) lies `stride` slots after the record before it, round the ring. A slot is a header of 32 bytes (magic, number, payload
+//! length, checksum, all little-endian) and a payload that follows from the number alone. Writing record `n` destroys record `n - ring`; so of
+//! a ring whose newest record is `upto`, the records above `upto + 1 - ring` must all be there.
 
 pub const HEADER_BYTES: usize = 32;
 const MAGIC: u64 = u64::from_le_bytes(*b"DRVREC01");
@@ -18,14 +18,43 @@ pub struct Records {
     pub bad: u64,
 }
 
-/// Bytes of one slot: a whole number of sectors.
-pub fn slot_bytes(payload_bytes: usize) -> usize {
-    (HEADER_BYTES + payload_bytes).div_ceil(512) * 512
+/// Where records lie in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Ring {
+    /// How many there are.
+    pub slots: u64,
+    /// 1 = one after the other; more = apart, as a database writes its pages. It must have no divisor in common with `slots`.
+    pub stride: u64,
+    pub payload_bytes: usize,
+}
+
+impl Ring {
+    /// Bytes of one slot: a whole number of sectors.
+    pub fn slot_bytes(self) -> usize {
+        (HEADER_BYTES + self.payload_bytes).div_ceil(512) * 512
+    }
+
+    /// Where record `n` begins.
+    pub fn offset(self, n: u64) -> u64 {
+        n % self.slots * self.stride % self.slots * self.slot_bytes() as u64
+    }
+
+    /// Reads the whole ring, slot by slot: `read` fills a slot from an offset, or says that it cannot.
+    pub fn check(self, mut read: impl FnMut(u64, &mut [u8]) -> bool) -> Records {
+        let mut slot = vec![0; self.slot_bytes()];
+        let mut at = |n: u64| if read(self.offset(n), &mut slot) { decode(&slot, self.payload_bytes) } else { None };
+        let found: Vec<Option<u64>> = (0..self.slots).map(&mut at).collect();
+        let upto = found.iter().flatten().copied().max().unwrap_or(0);
+        let first = (upto + 2).saturating_sub(self.slots).max(1);
+        let bad = (first..=upto).filter(|n| found[(n % self.slots) as usize] != Some(*n)).count() as u64;
+        Records { upto, bad }
+    }
 }
 
 /// The whole slot of record `n`.
-pub fn encode(n: u64, payload_bytes: usize) -> Vec<u8> {
-    let mut slot = vec![0; slot_bytes(payload_bytes)];
+pub fn encode(n: u64, ring: Ring) -> Vec<u8> {
+    let payload_bytes = ring.payload_bytes;
+    let mut slot = vec![0; ring.slot_bytes()];
     let payload = &mut slot[HEADER_BYTES..HEADER_BYTES + payload_bytes];
     let mut state = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     for chunk in payload.chunks_mut(8) {
@@ -50,19 +79,6 @@ pub fn decode(slot: &[u8], payload_bytes: usize) -> Option<u64> {
     let payload = slot.get(HEADER_BYTES..HEADER_BYTES + payload_bytes)?;
     let whole = word(0)? == MAGIC && word(16)? == payload_bytes as u64 && word(24)? == checksum(n, payload);
     whole.then_some(n)
-}
-
-/// Reads a whole ring.
-pub fn check(file: &[u8], ring: u64, payload_bytes: usize) -> Records {
-    let slot = slot_bytes(payload_bytes);
-    let at = |index: u64| {
-        let start = index as usize * slot;
-        file.get(start..start + slot).and_then(|slot| decode(slot, payload_bytes))
-    };
-    let upto = (0..ring).filter_map(at).max().unwrap_or(0);
-    let first = (upto + 2).saturating_sub(ring).max(1);
-    let bad = (first..=upto).filter(|n| at(n % ring) != Some(*n)).count() as u64;
-    Records { upto, bad }
 }
 
 /// FNV-1a over the number and, by words, the payload.

@@ -4,11 +4,16 @@
 //! told of when that pipe closes. (`PR_SET_PDEATHSIG` would not do: it fires when the *thread* that spawned the child ends.)
 
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
+use std::net::TcpListener;
+use std::ops::RangeInclusive;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,14 +53,14 @@ static GUARD_PIPE: LazyLock<Mutex<Option<Child>>> = LazyLock::new(|| {
 
 /// False: there is no guard any more, the end has begun.
 fn tell_guard(line: &str) -> bool {
-    let mut guard = GUARD_PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut guard = GUARD_PIPE.lock().unwrap_or_else(PoisonError::into_inner);
     let stdin = guard.as_mut().and_then(|child| child.stdin.as_mut());
     stdin.is_some_and(|stdin| writeln!(stdin, "{line}").is_ok())
 }
 
 /// Ends every child and removes every guarded directory now, whatever else the program is doing; nothing can be started after it.
 pub fn end_all() {
-    let guard = GUARD_PIPE.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let guard = GUARD_PIPE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(mut guard) = guard {
         drop(guard.stdin.take());
         let _ = guard.wait();
@@ -159,7 +164,37 @@ impl Drop for Process {
     }
 }
 
-/// A TCP port on the loopback that was free a moment ago.
+/// Ports that labs give to servers that cannot choose one themselves: below those that Linux gives to clients, so that no connection takes one
+/// between two starts of its server.
+const PORTS: RangeInclusive<u16> = 20_000..=29_999;
+
+/// What keeps other labs of this computer off a port: a name in the kernel that ends with this process.
+static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+
+/// A TCP port on the loopback that is this process's until it ends.
 pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    let random = RandomState::new().build_hasher().finish();
+    let count = u64::from(PORTS.end() - PORTS.start()) + 1;
+    for index in 0..count {
+        let port = PORTS.start() + u16::try_from((random % count + index) % count)?;
+        let name = SocketAddr::from_abstract_name(format!("drover-lab-port-{port}"))?;
+        let Ok(taken) = UnixListener::bind_addr(&name) else { continue };
+        // Somebody else's server may be there all the same.
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(taken);
+            return Ok(port);
+        }
+    }
+    bail!("no port from {} to {} is free", PORTS.start(), PORTS.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_given_to_one() {
+        let ports: std::collections::BTreeSet<u16> = (0..500).map(|_| free_port().expect("a port")).collect();
+        assert_eq!(ports.len(), 500);
+    }
 }

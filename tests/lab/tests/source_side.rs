@@ -23,7 +23,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 fn a_guest_s_records_survive_its_shutdown_and_another_machine() {
     let dir = tempfile::tempdir().unwrap();
     let libvirt = Libvirt::start(&dir.path().join("v")).unwrap();
-    let load = Load { rate: 20, payload_bytes: 1000, ring: 64 };
+    let load = Load { rate: 20, payload_bytes: 1000, ring: 64, ..Load::default() };
     let guest = libvirt.define(&GuestSpec { disks: vec![64 << 20, 96 << 20], load, ..GuestSpec::default() }).unwrap();
     guest.start_and_write(100).unwrap();
     guest.shutdown().unwrap();

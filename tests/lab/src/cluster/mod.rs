@@ -52,19 +52,6 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster whose state lies in `dir`, and waits until pods can be created in it. Blocks for some seconds; callable from async tests.
     pub fn start(dir: &Path, bins: &ClusterBinaries) -> Result<Self> {
-        // A free port may be taken by another process before etcd or the API server binds it.
-        for _ in 0..2 {
-            match Self::start_on_free_ports(dir, bins) {
-                Err(error) if format!("{error:#}").contains("address already in use") => {
-                    tracing::warn!("a port of the cluster was taken meanwhile, trying others");
-                }
-                outcome => return outcome,
-            }
-        }
-        Self::start_on_free_ports(dir, bins)
-    }
-
-    fn start_on_free_ports(dir: &Path, bins: &ClusterBinaries) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("make the cluster's directory {}", dir.display()))?;
         let layout = Layout { bins: bins.clone(), dir: dir.into(), etcd_port: free_port()?, api_port: free_port()? };
         let authority = layout.write_credentials()?;

@@ -1,26 +1,28 @@
 //! Learns a guest's IPv4 addresses from its own ARP packets, as AHV does.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// The host's end of a virtual cable: QEMU's `dgram` network backend sends each Ethernet frame as one datagram.
 pub struct Cable {
-    port: u16,
+    ours: PathBuf,
     learned: Arc<Mutex<BTreeSet<Ipv4Addr>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Cable {
-    /// Listens on a free port.
-    pub fn plug() -> Result<Self> {
-        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
+    /// Listens on the socket `ours`.
+    pub fn plug(ours: &Path) -> Result<Self> {
+        let _ = std::fs::remove_file(ours);
+        let socket = UnixDatagram::bind(ours).with_context(|| format!("listen on {}", ours.display()))?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        let port = socket.local_addr()?.port();
         let (learned, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
         let (known, stopped) = (learned.clone(), stop.clone());
         std::thread::spawn(move || {
@@ -32,15 +34,14 @@ impl Cable {
                 }
             }
         });
-        Ok(Self { port, learned, stop })
+        Ok(Self { ours: ours.to_owned(), learned, stop })
     }
 
-    /// QEMU's end.
-    pub fn netdev(&self, id: &str, qemu_port: u16) -> String {
-        format!(
-            "dgram,id={id},local.type=inet,local.host=127.0.0.1,local.port={qemu_port},remote.type=inet,remote.host=127.0.0.1,remote.port={}",
-            self.port
-        )
+    /// QEMU's end, the socket `theirs`.
+    pub fn netdev(&self, id: &str, theirs: &Path) -> String {
+        let _ = std::fs::remove_file(theirs);
+        let (theirs, ours) = (theirs.display(), self.ours.display());
+        format!("dgram,id={id},local.type=unix,local.path={theirs},remote.type=unix,remote.path={ours}")
     }
 
     /// Addresses seen so far.

@@ -8,6 +8,7 @@ mod qemu;
 pub mod record;
 
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -26,20 +27,26 @@ pub struct Load {
     pub payload_bytes: u32,
     /// Records that a disk keeps.
     pub ring: u32,
+    /// How many records further the next one lies.
+    pub stride: u32,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { rate: 20, payload_bytes: 4000, ring: 2048 }
+        Self { rate: 20, payload_bytes: 4000, ring: 2048, stride: 1 }
     }
 }
 
 impl Load {
-    /// The kernel's command line.
+    fn records(self) -> record::Ring {
+        record::Ring { slots: self.ring.into(), stride: self.stride.into(), payload_bytes: self.payload_bytes as usize }
+    }
+
+    /// The kernel's command line. The kernel would try out the emulated timer, and panics when a busy computer lets too few ticks through.
     pub fn command_line(&self, disks: usize) -> String {
-        let Self { rate, payload_bytes, ring } = self;
+        let Self { rate, payload_bytes, ring, stride } = self;
         format!(
-            "console=ttyS0 quiet panic=1 drover.disks={disks} drover.rate={rate} drover.payload={payload_bytes} drover.ring={ring}"
+            "console=ttyS0 quiet panic=1 no_timer_check drover.disks={disks} drover.rate={rate} drover.payload={payload_bytes} drover.ring={ring} drover.stride={stride}"
         )
     }
 }
@@ -77,8 +84,8 @@ pub fn read_records(disk: &Path, load: Load) -> Result<Records> {
         String::from_utf8_lossy(&fsck.stdout)
     );
     run(Command::new("debugfs").arg("-R").arg(format!("dump /records {}", dump.display())).arg(&copy))?;
-    let content = std::fs::read(&dump).with_context(|| format!("{} has no records", disk.display()))?;
-    Ok(record::check(&content, load.ring.into(), load.payload_bytes as usize))
+    let file = std::fs::File::open(&dump).with_context(|| format!("{} has no records", disk.display()))?;
+    Ok(load.records().check(|offset, slot| file.read_exact_at(slot, offset).is_ok()))
 }
 
 fn run(command: &mut Command) -> Result<()> {

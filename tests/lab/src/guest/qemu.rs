@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::learn::Cable;
-use super::{Console, GuestImage, Load};
+use super::{Console, GuestImage, Load, run};
 use crate::hypervisor::{Hypervisor, VmShape};
-use crate::process::{Process, free_port};
+use crate::process::Process;
 
 /// Most time that QEMU's monitor may take for an answer.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,6 +24,7 @@ pub struct QemuHypervisor {
     dir: PathBuf,
     image: GuestImage,
     loads: Mutex<HashMap<String, Load>>,
+    asides: Mutex<HashMap<String, PathBuf>>,
     running: Mutex<HashMap<String, Running>>,
 }
 
@@ -35,12 +36,33 @@ struct Running {
 impl QemuHypervisor {
     /// Consoles and logs go to `dir`.
     pub fn new(dir: &Path, image: &GuestImage) -> Result<Self> {
-        Ok(Self { dir: dir.to_owned(), image: image.clone(), loads: Mutex::default(), running: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            image: image.clone(),
+            loads: Mutex::default(),
+            asides: Mutex::default(),
+            running: Mutex::default(),
+        })
     }
 
     /// How the VM of that name writes: what its boot loader's command line would hold if the guest had one.
     pub fn set_load(&self, name: &str, load: Load) {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), load);
+    }
+
+    /// Copies of the disks of the VM of that name, as they are before it boots, go to `dir`: `0.img` and so on.
+    pub fn set_aside(&self, name: &str, dir: &Path) {
+        self.asides.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), dir.to_owned());
+    }
+
+    fn copy_aside(&self, vm: &VmShape) -> Result<()> {
+        let aside = self.asides.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).cloned();
+        let Some(dir) = aside else { return Ok(()) };
+        std::fs::create_dir_all(&dir)?;
+        for (index, disk) in vm.disks.iter().enumerate() {
+            run(Command::new("cp").arg("--sparse=always").arg(disk).arg(dir.join(format!("{index}.img"))))?;
+        }
+        Ok(())
     }
 
     /// The serial console of a VM.
@@ -60,6 +82,7 @@ impl QemuHypervisor {
 impl Hypervisor for QemuHypervisor {
     fn power_on(&self, vm: &VmShape) -> Result<()> {
         ensure!(!self.is_on(&vm.uuid), "VM {} is on", vm.name);
+        self.copy_aside(vm)?;
         let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).copied().unwrap_or_default();
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -91,9 +114,10 @@ impl Hypervisor for QemuHypervisor {
         }
         let mut cables = Vec::new();
         for (index, mac) in vm.macs.iter().enumerate() {
-            let cable = Cable::plug()?;
+            let end = |whose: &str| self.dir.join(format!("{}-n{index}.{whose}", vm.uuid));
+            let cable = Cable::plug(&end("cable"))?;
             command
-                .args(["-netdev", &cable.netdev(&format!("n{index}"), free_port()?)])
+                .args(["-netdev", &cable.netdev(&format!("n{index}"), &end("qemu"))])
                 .args(["-device", &format!("virtio-net-pci,netdev=n{index},mac={mac},romfile=")]);
             cables.push(cable);
         }

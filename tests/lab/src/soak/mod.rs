@@ -133,7 +133,7 @@ impl Soak {
 
     /// A guest that runs and writes, on two small disks if its number is even.
     fn guest(&self, name: &str, number: u32) -> Result<Domain> {
-        let load = Load { rate: 20, payload_bytes: 8000, ring: 512 };
+        let load = Load { rate: 20, payload_bytes: 8000, ring: 512, ..Load::default() };
         self.lab.hypervisor.set_load(name, load);
         let disks = if number.is_multiple_of(2) { vec![24 * MIB, 16 * MIB] } else { vec![32 * MIB] };
         let mac = Some(format!("52:54:00:0b:{:02x}:{:02x}", number / 256, number % 256));
