@@ -9,4 +9,5 @@ mod host;
 mod migration;
 mod moving;
 mod refusals;
+mod storage;
 mod verified;
