@@ -8,6 +8,7 @@ mod faults;
 mod host;
 mod migration;
 mod moving;
+mod network;
 mod refusals;
 mod storage;
 mod verified;
