@@ -6,6 +6,7 @@
 
 mod faults;
 mod host;
+mod interference;
 mod migration;
 mod moving;
 mod network;
