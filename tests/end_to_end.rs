@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+#[path = "end_to_end/deaths.rs"]
+mod deaths;
+
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;

@@ -256,6 +256,7 @@ impl Host {
     }
 
     fn apply(&mut self, effect: Effect) {
+        assert!(Effect::NAMES.contains(&effect.name()));
         self.done.push(effect.clone());
         match effect {
             Effect::WriteMark(mark) => self.domain.mark = Some(mark),

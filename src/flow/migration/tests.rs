@@ -161,6 +161,7 @@ impl World {
     }
 
     fn act(&mut self, effect: Effect) {
+        assert!(Effect::NAMES.contains(&effect.name()));
         match effect {
             Effect::AddFinalizer => self.held = true,
             Effect::RemoveFinalizer => self.held = false,

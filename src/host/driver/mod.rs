@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
+use crate::edge::fail_point;
 use crate::edge::libvirt::Libvirt;
 use crate::flow::copy::{Decision, Effect, Fact, Found, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
@@ -200,12 +201,14 @@ impl Driver {
         decision: &Decision,
         uuid: Option<&str>,
     ) -> bool {
+        fail_point::before("claim");
         let kept = match (&decision.memory, uuid) {
             (MemoryChange::Keep, _) => Ok(()),
             (MemoryChange::Create(memory), Some(uuid)) => self.claims.create(uuid, memory),
             (MemoryChange::Write(memory), Some(uuid)) => self.claims.write(uuid, memory),
             (MemoryChange::Create(_) | MemoryChange::Write(_), None) => Ok(()),
         };
+        fail_point::after("claim");
         if let Err(err) = kept {
             tracing::warn!(why = chain(&err), "the claim was not written");
             self.trouble = Some(chain(&err));
@@ -216,8 +219,10 @@ impl Driver {
         if !due && !acts && without_progress(&order.status) == without_progress(&decision.status) {
             return true;
         }
+        fail_point::before("report");
         match tokio::time::timeout(ORDERS_DEADLINE, orders.record(&decision.status)).await {
             Ok(Ok(())) => {
+                fail_point::after("report");
                 self.reported_at = Some(Instant::now());
                 true
             }

@@ -1,6 +1,6 @@
 //! AHV's part in the lab: boots a VM of simulated Prism from its disk files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ pub struct QemuHypervisor {
     dir: PathBuf,
     image: GuestImage,
     loads: Mutex<HashMap<String, Load>>,
+    deaf: Mutex<HashSet<String>>,
     running: Mutex<HashMap<String, Running>>,
 }
 
@@ -35,12 +36,24 @@ struct Running {
 impl QemuHypervisor {
     /// Consoles and logs go to `dir`.
     pub fn new(dir: &Path, image: &GuestImage) -> Result<Self> {
-        Ok(Self { dir: dir.to_owned(), image: image.clone(), loads: Mutex::default(), running: Mutex::default() })
+        let image = image.clone();
+        Ok(Self {
+            dir: dir.to_owned(),
+            image,
+            loads: Mutex::default(),
+            deaf: Mutex::default(),
+            running: Mutex::default(),
+        })
     }
 
     /// How the VM of that name writes: what its boot loader's command line would hold if the guest had one.
     pub fn set_load(&self, name: &str, load: Load) {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), load);
+    }
+
+    /// From its next boot on the guest of the VM of that name ignores its power button.
+    pub fn set_deaf(&self, name: &str) {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into());
     }
 
     /// The serial console of a VM.
@@ -61,6 +74,8 @@ impl Hypervisor for QemuHypervisor {
     fn power_on(&self, vm: &VmShape) -> Result<()> {
         ensure!(!self.is_on(&vm.uuid), "VM {} is on", vm.name);
         let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).copied().unwrap_or_default();
+        let deaf = self.deaf.lock().unwrap_or_else(PoisonError::into_inner).contains(&vm.name);
+        let command_line = load.command_line(vm.disks.len()) + if deaf { " drover.deaf=1" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -80,7 +95,7 @@ impl Hypervisor for QemuHypervisor {
             .arg(&self.image.kernel)
             .arg("-initrd")
             .arg(&self.image.initrd)
-            .args(["-append", &load.command_line(vm.disks.len())])
+            .args(["-append", &command_line])
             .arg("-serial")
             .arg(format!("file:{}", self.dir.join(format!("{}.console", vm.uuid)).display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.monitor(&vm.uuid).display()));
