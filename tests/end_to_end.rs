@@ -7,6 +7,8 @@
 
 #[path = "end_to_end/deaths.rs"]
 mod deaths;
+#[path = "end_to_end/people.rs"]
+mod people;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
