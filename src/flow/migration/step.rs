@@ -405,9 +405,8 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if draft.effects.iter().any(|effect| matches!(effect, Effect::OrderCopy(_))) {
         return Progress::waits("Mirroring", "the host side is told what to copy");
     }
-    if let Some(age) = copy.status.as_ref().and_then(|report| too_old(input, report)) {
-        let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
-        return Progress::waits("HostSideSilent", message);
+    if let Some(why) = copy.status.as_ref().and_then(|report| too_old(input, report)) {
+        return Progress::waits("HostSideSilent", why);
     }
     if let Some(changed) = source_changed(draft, copy) {
         return changed;
@@ -701,7 +700,7 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
     let has_nics = draft.status.plan.as_ref().is_some_and(|plan| !plan.machine.nics.is_empty());
     let limit = input.spec.cutover.verify_timeout_seconds;
     let late = cutover.target_on_at.as_ref().is_some_and(|MicroTime(on)| seconds_since(input, *on) > i64::from(limit));
-    if late && input.spec.cutover.on_verify_failure == OnVerifyFailure::Rollback {
+    if late && input.spec.cutover.on_verify_failure == OnVerifyFailure::Rollback && clocks_agree(input) {
         let why = format!("its guest was not heard on the network within {limit} s (onVerifyFailure: Rollback)");
         cutover.undo = Some(undo::begun(input, draft, &why));
         draft.status.cutover = Some(cutover);
@@ -733,6 +732,12 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
         None => Progress::waits("Verifying", "asking Prism"),
     }
+}
+
+/// What is undone because time has passed needs a second clock that says so: ours may have been set.
+fn clocks_agree(input: &Input<'_>) -> bool {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return false };
+    copy.status.as_ref().is_some_and(|report| too_old(input, report).is_none())
 }
 
 /// Until it is finalised, the source stays as it is, off and marked.

@@ -129,6 +129,28 @@ struct Driver {
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
     reported_at: Option<Instant>,
+    clock: Clock,
+}
+
+/// The time by which is decided: what the host's clock said when it was read, and what has passed since.
+struct Clock {
+    said: Timestamp,
+    read: Instant,
+}
+
+impl Clock {
+    fn read() -> Self {
+        Self { said: Timestamp::now(), read: Instant::now() }
+    }
+
+    /// While a guest is being shut down, what counts is the time that it had, and not what somebody sets the clock to.
+    fn now(&mut self, steady: bool) -> Time {
+        if !steady {
+            *self = Self::read();
+        }
+        let passed = jiff::SignedDuration::try_from(self.read.elapsed()).unwrap_or(jiff::SignedDuration::MAX);
+        Time(self.said.saturating_add(passed).unwrap_or(Timestamp::MAX))
+    }
 }
 
 impl Driver {
@@ -147,6 +169,7 @@ impl Driver {
             holders: None,
             trouble: None,
             reported_at: None,
+            clock: Clock::read(),
         }
     }
 
@@ -170,7 +193,7 @@ impl Driver {
         }
         let began = Instant::now();
         let seen = observe::observe(self, order).await;
-        let now = Time(Timestamp::now());
+        let now = self.clock.now(order.spec.want == Want::Quiesce);
         let mut decision = decide(&order.spec, &order.status, &seen, &now);
         decision.status.observed_generation = order.generation;
         let proven = decision.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.writers_gone_at.is_some());
