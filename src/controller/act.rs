@@ -11,8 +11,8 @@ use super::{observe, setup};
 use crate::api::block_copy::BlockCopySpec;
 use crate::api::vm_migration::{PlanStatus, TargetOrder};
 use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
-use crate::edge::git;
 use crate::edge::prism::{PrismCentral, PrismError, TaskState};
+use crate::edge::{fail_point, git};
 use crate::flow::migration::{Effect, Fact, PowerOnPermit, Refusal, Seen};
 use crate::render;
 
@@ -21,6 +21,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Carries out the effects in order; the first failure ends the turn.
 pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effects: Vec<Effect>) -> Result<(), Error> {
     for effect in effects {
+        let point = effect.name();
+        fail_point::before(point);
         let (name, result) = match effect {
             Effect::AddFinalizer => ("add the finalizer", finalizer(context, migration, true).await),
             Effect::RemoveFinalizer => ("remove the finalizer", finalizer(context, migration, false).await),
@@ -49,6 +51,7 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
             }
         };
         result.map_err(|source| Error::Act { effect: name, source })?;
+        fail_point::after(point);
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::context::{Context, Error};
 use super::{act, observe};
 use crate::api::{MIGRATION_FINALIZER, VmMigration, VmMigrationStatus};
+use crate::edge::fail_point;
 use crate::flow::migration::{Decision, Input, Refusal, decide};
 
 /// Carries out one turn for one migration.
@@ -78,7 +79,11 @@ async fn record(
         info!(migration = %migration.name_any(), phase = phase(Some(status)), waits, "phase");
     }
     changed.status = Some(status.clone());
-    api.replace_status(&migration.name_any(), &PostParams::default(), &changed).await.map_err(Error::Record)
+    fail_point::before("record");
+    let recorded = api.replace_status(&migration.name_any(), &PostParams::default(), &changed).await;
+    let recorded = recorded.map_err(Error::Record)?;
+    fail_point::after("record");
+    Ok(recorded)
 }
 
 fn phase(status: Option<&VmMigrationStatus>) -> &str {

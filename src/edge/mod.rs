@@ -1,5 +1,6 @@
 //! I/O: one file or folder per outside system, thin and dumb. An edge decides nothing.
 
+pub mod fail_point;
 pub mod git;
 #[cfg(feature = "host")]
 pub mod host_processes;

@@ -60,7 +60,7 @@ pub enum NfsCause {
     Connect(#[from] ConnectError),
     #[error("the connection failed")]
     Call(#[from] RpcError),
-    #[error("the server answered {0}")]
+    #[error("the server answered {}{}", .0, advice(*.0))]
     Status(nfsstat3),
     #[error("it is a {0}, not a regular file")]
     NotAFile(ftype3),
@@ -70,6 +70,21 @@ pub enum NfsCause {
     EndsEarly { missing_bytes: u64 },
     #[error("the server took {taken} of {asked} bytes with stability {committed}, asked was FILE_SYNC")]
     NotStable { asked: u32, taken: u32, committed: stable_how },
+}
+
+/// What to do about an answer that only people can change.
+fn advice(status: nfsstat3) -> &'static str {
+    match status {
+        nfsstat3::NFS3ERR_NOSPC | nfsstat3::NFS3ERR_DQUOT => " (it is full: make room there)",
+        nfsstat3::NFS3ERR_IO => " (it failed: look at the storage)",
+        nfsstat3::NFS3ERR_ACCES | nfsstat3::NFS3ERR_PERM | nfsstat3::NFS3ERR_ROFS => {
+            " (let this host write there: the storage container's filesystem whitelist)"
+        }
+        nfsstat3::NFS3ERR_NOENT | nfsstat3::NFS3ERR_STALE => {
+            " (the file is not there: was the target's disk replaced?)"
+        }
+        _ => "",
+    }
 }
 
 impl NfsError {

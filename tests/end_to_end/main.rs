@@ -5,8 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+mod deaths;
 mod deletion;
 mod doctor;
+mod people;
 mod watching;
 
 use std::os::unix::fs::FileExt;

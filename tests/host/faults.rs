@@ -14,12 +14,12 @@ use nix::unistd::Pid;
 use crate::host::{DISK, FAST, Host, LIMIT, SLOW, until};
 use crate::migration::{Migration, assert_not_held_up};
 
-fn one_disk() -> GuestSpec {
+pub fn one_disk() -> GuestSpec {
     GuestSpec { disks: vec![DISK], ..GuestSpec::default() }
 }
 
 /// The guest acknowledges more records than it has since it started, which may have been a moment ago.
-fn writes_on(guest: &Domain) {
+pub fn writes_on(guest: &Domain) {
     guest.wait_for_ack(guest.console().last_ack().unwrap_or(0) + 20, LIMIT).unwrap();
 }
 

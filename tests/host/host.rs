@@ -4,10 +4,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use drover::api::nutanix_cluster::NfsAddress;
 use drover_lab::libvirt::{Domain, GuestSpec, Libvirt};
-use drover_lab::nfs::NfsExport;
+use drover_lab::network::Network;
+use drover_lab::nfs::{NfsExport, NfsOptions};
+use drover_lab::nfs_proxy::NfsProxy;
 use drover_lab::throttle::Throttle;
 
 pub const MIB: u64 = 1 << 20;
@@ -19,21 +23,70 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub const SLOW: u64 = 4 * MIB;
 pub const FAST: u64 = 1 << 40;
 
-/// libvirt with its guests, and Ganesha behind a line whose rate can be set.
+/// libvirt with its guests, and Ganesha behind a line whose rate can be set, or behind a network.
 pub struct Host {
     pub libvirt: Libvirt,
     pub storage: NfsExport,
     pub line: Throttle,
+    /// What relay and driver reach the storage over, if it is not this machine's loopback and the line.
+    pub network: Option<Arc<Network>>,
     dir: tempfile::TempDir,
 }
 
 impl Host {
     pub fn start() -> Self {
+        Self::with(|dir| NfsExport::start(dir, "ctr").unwrap(), NfsExport::port)
+    }
+
+    /// The storage's file system has no more room than that.
+    pub fn with_room(room_bytes: u64) -> Self {
+        let options = NfsOptions { room_bytes: Some(room_bytes), ..NfsOptions::default() };
+        Self::with(|dir| NfsExport::start_with(dir, "ctr", options).unwrap(), NfsExport::port)
+    }
+
+    /// The storage answers WRITE as the proxy is told to.
+    pub fn behind_proxy() -> (Self, NfsProxy) {
+        let mut proxy = None;
+        let host = Self::with(
+            |dir| NfsExport::start(dir, "ctr").unwrap(),
+            |storage| proxy.insert(NfsProxy::start(storage.port()).unwrap()).port(),
+        );
+        (host, proxy.unwrap())
+    }
+
+    /// The storage is another host, behind a router.
+    pub fn behind_network() -> (Self, Arc<Network>) {
+        let mut network = None;
+        let mut host = Self::with(
+            |dir| {
+                let connected = Arc::new(Network::start(&dir.join("net")).unwrap());
+                let options = NfsOptions { network: Some(Arc::clone(&connected)), ..NfsOptions::default() };
+                network = Some(connected);
+                NfsExport::start_with(dir, "ctr", options).unwrap()
+            },
+            NfsExport::port,
+        );
+        host.network.clone_from(&network);
+        (host, network.unwrap())
+    }
+
+    /// `upstream`: the port that the line leads to.
+    fn with(storage: impl FnOnce(&Path) -> NfsExport, upstream: impl FnOnce(&NfsExport) -> u16) -> Self {
         let dir = tempfile::Builder::new().prefix("host").tempdir().unwrap();
-        let storage = NfsExport::start(&dir.path().join("n"), "ctr").unwrap();
-        let line = Throttle::start(storage.port(), FAST).unwrap();
+        let storage = storage(&dir.path().join("n"));
+        let line = Throttle::start(upstream(&storage), FAST).unwrap();
         let libvirt = Libvirt::start(&dir.path().join("v")).unwrap();
-        Self { libvirt, storage, line, dir }
+        Self { libvirt, storage, line, network: None, dir }
+    }
+
+    /// Where relay and driver find the storage.
+    pub fn nfs_address(&self) -> NfsAddress {
+        let port = if self.network.is_some() { self.storage.port() } else { self.line.port() };
+        NfsAddress {
+            address: self.storage.address().to_string(),
+            port: Some(port),
+            mount_port: Some(self.storage.mount_port()),
+        }
     }
 
     pub fn dir(&self) -> &Path {
@@ -75,6 +128,11 @@ impl Host {
             document.descendants().find(|node| node.has_tag_name(("https://drover.dev/migration", "migration")))?;
         let attribute = |name| mark.attribute(name).unwrap();
         Some((attribute("state").to_owned(), attribute("epoch").parse().unwrap()))
+    }
+
+    /// A domain's persistent definition, without the empty element that libvirt leaves where a mark was.
+    pub fn definition(&self, domain: &Domain) -> String {
+        self.libvirt.virsh(&["dumpxml", "--inactive", &domain.name]).unwrap().replace("  <metadata/>\n", "")
     }
 
     pub fn uuid(&self, domain: &Domain) -> String {

@@ -4,9 +4,14 @@
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+mod clock;
+mod deaths;
 mod faults;
 mod host;
+mod interference;
 mod migration;
 mod moving;
+mod network;
 mod refusals;
+mod storage;
 mod verified;

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover::api::block_copy::{BlockCopySpec, BlockCopyStatus, Claim, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use drover::api::libvirt_host::CopyLimits;
-use drover::api::nutanix_cluster::NfsAddress;
 use drover::api::shutdown::ShutdownPolicy;
-use drover::host::relay::{ExportStatus, RelayClient};
+use drover::host::relay::{ExportStatus, RelayClient, RelayStatus};
 use drover_lab::guest::read_records;
 use drover_lab::libvirt::Domain;
+use drover_lab::network::Network;
 use drover_lab::process::Process;
 
 use crate::host::{Host, LIMIT, MIB, run};
@@ -26,26 +27,24 @@ pub struct Migration {
     pub relay: Process,
     pub driver: Process,
     pub targets: Vec<PathBuf>,
+    /// More variables for the drivers that are started from now on.
+    pub environment: Vec<(&'static str, String)>,
     dir: PathBuf,
+    network: Option<Arc<Network>>,
 }
 
 impl Migration {
     /// Relay and driver for the machine `hostname`, with an empty target for each disk. The first order is to inspect it.
     pub fn start(host: &Host, uid: &str, hostname: &str, disks: &[u64]) -> Self {
         let dir = host.dir().join("run").join(uid);
-        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(dir.join("fail-points")).unwrap();
         let mut targets = Vec::new();
         let copies = disks.iter().zip('a'..).map(|(size_bytes, letter)| {
             let (file, path) = host.target(&format!("{uid}-{letter}"));
             File::create(&file).unwrap().set_len(size_bytes + MORE).unwrap();
             targets.push(file);
-            let server = NfsAddress {
-                address: "127.0.0.1".into(),
-                port: Some(host.line.port()),
-                mount_port: Some(host.storage.mount_port()),
-            };
             let target = NfsFile {
-                server,
+                server: host.nfs_address(),
                 export: format!("/{}", host.storage.container()),
                 path,
                 size_bytes: size_bytes + MORE,
@@ -76,8 +75,9 @@ impl Migration {
             repair_within_seconds: 0,
             power_off_source: false,
         };
-        let (relay, driver) = (start_relay(&dir), start_driver(&dir));
-        let migration = Self { order, relay, driver, targets, dir };
+        let network = host.network.clone();
+        let (relay, driver) = (start_relay(&dir, network.as_deref()), start_driver(&dir, network.as_deref(), &[]));
+        let migration = Self { order, relay, driver, targets, environment: vec![], dir, network };
         migration.write_order();
         migration
     }
@@ -184,12 +184,17 @@ impl Migration {
 
     pub fn restart_driver(&mut self) {
         self.driver.kill();
-        self.driver = start_driver(&self.dir);
+        self.driver = start_driver(&self.dir, self.network.as_deref(), &self.environment);
     }
 
     pub fn restart_relay(&mut self) {
         self.relay.kill();
-        self.relay = start_relay(&self.dir);
+        self.relay = start_relay(&self.dir, self.network.as_deref());
+    }
+
+    /// Where it is said at which points the driver is to die.
+    pub fn fail_points(&self) -> PathBuf {
+        self.dir.join("fail-points")
     }
 
     /// What the claim file of `domain` holds.
@@ -198,14 +203,15 @@ impl Migration {
         path.exists().then(|| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap())
     }
 
-    /// What the relay says of the first disk.
-    pub fn export(&self) -> ExportStatus {
-        self.exports().into_iter().next().unwrap()
+    /// What the relay says of itself.
+    pub fn relay_status(&self) -> RelayStatus {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(RelayClient::new(&self.dir).status()).unwrap()
     }
 
-    fn exports(&self) -> Vec<ExportStatus> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(RelayClient::new(&self.dir).status()).unwrap().exports
+    /// What the relay says of the first disk.
+    pub fn export(&self) -> ExportStatus {
+        self.relay_status().exports.into_iter().next().unwrap()
     }
 
     /// Waits until at least `bytes` of the first disk are verified.
@@ -236,6 +242,29 @@ impl Migration {
         self.assert_equal(host, guest, status);
     }
 
+    /// A cutover whose mirror was spoilt: either every byte is proven to be on the target, and still is after `later`, or the order has
+    /// failed and the source is given back. In no case is anything lost.
+    pub fn proven_or_given_back(&mut self, host: &Host, guest: &Domain, later: impl FnOnce()) {
+        let last = guest.console().last_ack().unwrap();
+        let status = self.wait("proven, or given up", |status| {
+            let failed = status.problem.as_ref().is_some_and(|problem| problem.reason == "NotInSync");
+            status.reached == Some(Want::Quiesce) || failed
+        });
+        if status.reached == Some(Want::Quiesce) {
+            later();
+            return self.assert_equal(host, guest, &status);
+        }
+        later();
+        assert_eq!(self.status().reached, None);
+        self.want(Want::Release);
+        self.finish();
+        assert_eq!((host.mark(guest), self.claim(host, guest)), (None, None));
+        assert!(guest.autostart().unwrap());
+        guest.wait_for_ack(last + 5, LIMIT).unwrap();
+        let verified = guest.console().verified()[&0];
+        assert!(verified.upto >= last && verified.bad == 0, "{verified:?}, {last} were acknowledged");
+    }
+
     /// However it went off: proven off, and every byte is on the target.
     pub fn assert_equal(&mut self, host: &Host, guest: &Domain, status: &BlockCopyStatus) {
         let proofs = status.quiesce.clone().unwrap();
@@ -255,7 +284,7 @@ impl Migration {
         assert!(!guest.autostart().unwrap());
         assert_eq!(host.mark(guest), Some(("cutover".into(), self.order.epoch)));
         // One that was started anew after the power-off has nothing to write.
-        assert!(self.relay.ended().is_some() || self.exports().is_empty(), "a writer lives");
+        assert!(self.relay.ended().is_some() || self.relay_status().exports.is_empty(), "a writer lives");
         let last = guest.console().last_ack().unwrap();
         for (index, (source, target)) in guest.disk_paths().iter().zip(&self.targets).enumerate() {
             let size_bytes = self.order.disks[index].size_bytes;
@@ -283,16 +312,24 @@ pub fn assert_not_held_up(guest: &Domain, since: u64) {
     assert!(gap < u64::from(MAX_GUEST_STALL_MILLIS), "a write was held up for {gap} ms");
 }
 
-fn start_relay(dir: &std::path::Path) -> Process {
+fn start_relay(dir: &std::path::Path, network: Option<&Network>) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));
     command.args(["host", "relay", "--memory-mib=64", "--run-directory"]).arg(dir);
     command.arg(format!("--max-guest-stall-millis={MAX_GUEST_STALL_MILLIS}"));
-    Process::spawn("relay", command, &dir.join("relay.log")).unwrap()
+    spawn("relay", command, dir, network)
 }
 
-fn start_driver(dir: &std::path::Path) -> Process {
+fn start_driver(dir: &std::path::Path, network: Option<&Network>, more: &[(&str, String)]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drover"));
     command.args(["host", "driver", "--order"]).arg(dir.join("order.json"));
     command.arg("--status").arg(dir.join("status.json")).arg("--relay-directory").arg(dir);
-    Process::spawn("driver", command, &dir.join("driver.log")).unwrap()
+    command.env("DROVER_FAIL_POINTS", dir.join("fail-points")).envs(more.iter().map(|(name, value)| (name, value)));
+    spawn("driver", command, dir, network)
+}
+
+fn spawn(name: &str, mut command: Command, dir: &std::path::Path, network: Option<&Network>) -> Process {
+    if let Some(network) = network {
+        command = network.on_hypervisor(command);
+    }
+    Process::spawn(name, command, &dir.join(format!("{name}.log"))).unwrap()
 }

@@ -8,8 +8,10 @@ packages=(
   # the source side: libvirt, QEMU, and what the test guest is made of
   libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 qemu-utils
   linux-image-cloud-amd64 busybox-static cpio acpid qemu-guest-agent e2fsprogs
-  # the storage, and NBD clients that nobody here wrote
-  nfs-ganesha nfs-ganesha-vfs libnbd-bin nbdkit
+  # the storage, the network to it, and NBD clients that nobody here wrote
+  nfs-ganesha nfs-ganesha-vfs iproute2 libnbd-bin nbdkit
+  # clocks that a test sets
+  libfaketime
   # the official Nutanix SDKs run in it
   python3-venv
 )

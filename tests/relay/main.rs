@@ -9,4 +9,5 @@ mod nbd;
 mod nfs;
 mod relay;
 mod tools;
+mod untrusted;
 mod writes;

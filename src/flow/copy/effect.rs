@@ -104,6 +104,48 @@ pub struct Proviso {
 }
 
 impl Effect {
+    /// Every kind of effect, by name.
+    pub const NAMES: &[&str] = &[
+        "WriteMark",
+        "RemoveMark",
+        "SetAutostart",
+        "OpenExport",
+        "CloseExport",
+        "StartMirror",
+        "SetSpeed",
+        "AbortMirror",
+        "EndRelay",
+        "Verify",
+        "Compare",
+        "RunInGuest",
+        "Shutdown",
+        "PowerOff",
+        "Start",
+        "DeleteClaim",
+    ];
+
+    /// Its kind, one of [`Self::NAMES`].
+    pub fn name(&self) -> &'static str {
+        match self {
+            Effect::WriteMark(_) => "WriteMark",
+            Effect::RemoveMark => "RemoveMark",
+            Effect::SetAutostart(_) => "SetAutostart",
+            Effect::OpenExport { .. } => "OpenExport",
+            Effect::CloseExport { .. } => "CloseExport",
+            Effect::StartMirror { .. } => "StartMirror",
+            Effect::SetSpeed { .. } => "SetSpeed",
+            Effect::AbortMirror { .. } => "AbortMirror",
+            Effect::EndRelay { .. } => "EndRelay",
+            Effect::Verify { .. } => "Verify",
+            Effect::Compare { .. } => "Compare",
+            Effect::RunInGuest(_) => "RunInGuest",
+            Effect::Shutdown(_) => "Shutdown",
+            Effect::PowerOff => "PowerOff",
+            Effect::Start => "Start",
+            Effect::DeleteClaim => "DeleteClaim",
+        }
+    }
+
     /// May be carried out although the turn could not be recorded: it only keeps a running copy from crowding out the guest, or reads.
     pub fn needs_no_record(&self) -> bool {
         matches!(self, Effect::SetSpeed { .. } | Effect::Verify { .. })

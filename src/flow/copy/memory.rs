@@ -107,6 +107,12 @@ impl Memory {
         }
     }
 
+    /// Nobody waits until a clock that was set back has come there again: what is noted for a time that cannot be is noted for now.
+    pub fn follow_clock(&mut self, now: &Time, longest_pause: &Time) {
+        self.retry_at = self.retry_at.take().map(|at| at.min(longest_pause.clone()));
+        self.shutdown_sent_at = self.shutdown_sent_at.take().map(|at| at.min(now.clone()));
+    }
+
     /// Every process whose end will have to be proven.
     pub fn processes(&self) -> BTreeSet<ProcessId> {
         self.holders.values().flatten().chain(&self.writers).cloned().collect()

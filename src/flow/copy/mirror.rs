@@ -27,7 +27,7 @@ const MAX_IN_FLIGHT_BYTES: u64 = 64 << 20;
 /// Pause before a target that was refused is opened again.
 const REOPEN_SECONDS: u64 = 3;
 /// Longest pause between attempts.
-const MAX_PAUSE_SECONDS: u64 = 60;
+pub(super) const MAX_PAUSE_SECONDS: u64 = 60;
 
 /// The alarm of a disk that was found different from its target while it ran.
 const VERIFY_FAILED: &str = "VerifyFailed";
@@ -191,7 +191,7 @@ fn clear(turn: &mut Turn<'_>, domain: &DomainSeen, relay: &RelaySeen) -> bool {
         turn.effects.extend(left.iter().map(|device| Effect::AbortMirror { device: (*device).clone() }));
     }
     if !closed || !left.is_empty() {
-        turn.problem("CopyBroken", "The remains of a broken copy are being cleared; the guest is not affected.".into());
+        turn.same_problem("CopyBroken", "The remains of a broken copy are being cleared; the guest is not affected.");
     }
     closed && left.is_empty()
 }

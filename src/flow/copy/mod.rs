@@ -186,6 +186,7 @@ fn claim(turn: &mut Turn<'_>, domain: &DomainSeen) -> MemoryChange {
         Some(before) => {
             let mut memory = before.clone();
             memory.epoch = turn.order.epoch;
+            memory.follow_clock(turn.now, &turn.after(mirror::MAX_PAUSE_SECONDS));
             work(turn, domain, &mut memory, migrated);
             if memory == *before { MemoryChange::Keep } else { MemoryChange::Write(Box::new(memory)) }
         }

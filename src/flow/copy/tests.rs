@@ -264,6 +264,7 @@ impl Host {
     }
 
     fn apply(&mut self, effect: Effect) {
+        assert!(Effect::NAMES.contains(&effect.name()));
         self.done.push(effect.clone());
         match effect {
             Effect::WriteMark(mark) => self.domain.mark = Some(mark),
@@ -525,7 +526,12 @@ fn a_broken_copy_is_void_as_a_whole_and_starts_again_after_a_pause() {
         host.turn();
         assert_eq!((host.reason(), host.status.in_sync), ("CopyBroken", Tri::No), "{what}");
         assert_eq!(host.status.restarts, 1, "{what}");
-        host.turns(6);
+        let why = host.status.problem.clone();
+        for _ in 0..5 {
+            host.turn();
+            assert!(host.status.problem.is_none() || host.status.problem == why, "{what}: {:?}", host.status.problem);
+        }
+        host.turn();
         host.copied();
         host.turn();
         assert_eq!((host.reason(), host.status.in_sync, host.status.restarts), ("", Tri::Yes, 1), "{what}");
@@ -1378,4 +1384,82 @@ fn nothing_is_written_anew_that_would_take_longer_than_it_may_or_after_a_crash()
     host.new_relay();
     host.turns(5);
     assert_eq!((host.reason(), host.memory.as_ref().unwrap().repair.clone()), ("NotInSync", None));
+}
+
+/// How far a clock is set back or forward between two turns, in seconds.
+const JUMPS: [i64; 6] = [-86_400, -7200, -45, 45, 7200, 86_400];
+const TURNS: usize = 70;
+
+/// The whole way in so many turns: copied, ordered to shut down, ordered to be given back. The guest goes off so many turns after it was
+/// asked, or never. Returns how often it was proven to have moved.
+fn whole_way(obeys_after: Option<usize>, jumps: &[(usize, i64)]) -> usize {
+    let mut host = Host::new(Want::Mirror);
+    host.obeys = false;
+    let (mut asked, mut proven) = (None, 0);
+    for turn in 0..TURNS {
+        host.seconds += jumps.iter().filter(|(at, _)| *at == turn).map(|(_, jump)| jump).sum::<i64>();
+        match turn {
+            6 => host.want(Want::Quiesce),
+            20 => host.want(Want::Release),
+            _ => {}
+        }
+        host.order.shutdown.timeout_seconds = 5;
+        // A mirror that was begun is copied a turn later, whenever that is.
+        if host.domain.mirrors.len() == DEVICES.len() {
+            host.copied();
+        }
+        if asked.zip(obeys_after).is_some_and(|(asked, after)| turn == asked + after) && host.domain.id == Some(1) {
+            host.domain.shutdown_by = Some(ShutdownBy::Guest);
+            host.power_off();
+        }
+        let ready = host.domain.mirrors.values().filter(|mirror| mirror.ready).count() == DEVICES.len();
+        let decision = host.turn();
+        for effect in &decision.effects {
+            match effect {
+                Effect::Shutdown(_) => assert!(host.order.want == Want::Quiesce && ready, "{jumps:?}: shut down"),
+                Effect::Start => assert_eq!(host.order.want, Want::Release, "{jumps:?}: started"),
+                Effect::PowerOff => panic!("{jumps:?}: powered off against its policy"),
+                _ => {}
+            }
+        }
+        asked = asked.or((host.shutdowns() > 0).then_some(turn));
+        if host.status.reached == Some(Want::Quiesce) {
+            proven += 1;
+            assert!(matches!(host.domain.power, Power::Off { .. }), "{jumps:?}: proven off while it ran");
+            let quiesce = host.status.quiesce.clone().unwrap();
+            assert!(quiesce.equal_at.is_some() && quiesce.writers_gone_at.is_some(), "{jumps:?}: {quiesce:?}");
+        }
+    }
+    assert_eq!(host.status.reached, Some(Want::Release), "{obeys_after:?} {jumps:?}: {:?}", host.status.problem);
+    assert_eq!((host.domain.power, host.domain.autostart), (Power::Running, true), "{jumps:?}");
+    assert_eq!((&host.domain.mark, &host.memory), (&None, &None), "{jumps:?}");
+    proven
+}
+
+#[test]
+fn a_clock_that_jumps_shuts_down_starts_and_proves_nothing_and_nobody_waits_for_it_to_come_back() {
+    assert!(whole_way(Some(1), &[]) > 0 && whole_way(None, &[]) == 0);
+    for obeys_after in [Some(1), Some(4), None] {
+        for first in 0..30 {
+            for jump in JUMPS {
+                whole_way(obeys_after, &[(first, jump)]);
+                for second in (first + 1..30).step_by(4) {
+                    whole_way(obeys_after, &[(first, jump), (second, -jump)]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_broke_before_its_clock_was_set_back_does_not_wait_for_it() {
+    let mut host = Host::in_sync();
+    host.new_relay();
+    host.turn();
+    assert_eq!(host.reason(), "CopyBroken");
+    host.seconds -= 7200;
+    host.turns(80);
+    host.copied();
+    host.turn();
+    assert_eq!(host.status.in_sync, Tri::Yes, "{:?}", host.status.problem);
 }

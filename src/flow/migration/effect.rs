@@ -28,3 +28,35 @@ pub enum Effect {
     /// Change the target's description, and with it its ETag.
     DescribeTarget { ext_id: String, order: TargetOrder, description: String },
 }
+
+impl Effect {
+    /// Every kind of effect, by name.
+    pub const NAMES: &[&str] = &[
+        "AddFinalizer",
+        "RemoveFinalizer",
+        "OrderCopy",
+        "EnsureJob",
+        "DeleteCopy",
+        "Publish",
+        "PowerOn",
+        "ShutDownTarget",
+        "PowerOffTarget",
+        "DescribeTarget",
+    ];
+
+    /// Its kind, one of [`Self::NAMES`].
+    pub fn name(&self) -> &'static str {
+        match self {
+            Effect::AddFinalizer => "AddFinalizer",
+            Effect::RemoveFinalizer => "RemoveFinalizer",
+            Effect::OrderCopy(_) => "OrderCopy",
+            Effect::EnsureJob => "EnsureJob",
+            Effect::DeleteCopy => "DeleteCopy",
+            Effect::Publish(_) => "Publish",
+            Effect::PowerOn { .. } => "PowerOn",
+            Effect::ShutDownTarget { .. } => "ShutDownTarget",
+            Effect::PowerOffTarget { .. } => "PowerOffTarget",
+            Effect::DescribeTarget { .. } => "DescribeTarget",
+        }
+    }
+}

@@ -40,10 +40,14 @@ impl PowerOnPermit {
 /// Oldest report that still tells how things are; the host side reports every 3 s.
 const MAX_REPORT_AGE_SECONDS: i64 = 30;
 
-/// Age of a report in seconds if it is too old to be relied on.
-pub fn too_old(input: &Input<'_>, report: &BlockCopyStatus) -> Option<i64> {
+/// Why a report is not to be relied on, if it is too old, or of a time that has not come: then one of the two clocks is wrong.
+pub fn too_old(input: &Input<'_>, report: &BlockCopyStatus) -> Option<String> {
     let age = report.seen_at.as_ref().map_or(i64::MAX, |Time(at)| input.now.duration_since(*at).as_secs());
-    (age > MAX_REPORT_AGE_SECONDS).then_some(age)
+    if age > MAX_REPORT_AGE_SECONDS {
+        return Some(format!("the host side last reported {age} s ago: is its job running, and its clock right?"));
+    }
+    let early = age < -MAX_REPORT_AGE_SECONDS;
+    early.then(|| format!("the host side last reported {} s from now: are the clocks right?", age.unsigned_abs()))
 }
 
 fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing> {
@@ -55,8 +59,8 @@ fn current_copy<'a>(input: &'a Input<'_>) -> Result<&'a BlockCopyStatus, Missing
     {
         return Err("the host side has not answered the current order".into());
     }
-    if let Some(age) = too_old(input, status) {
-        return Err(format!("the host side last reported {age} s ago: is its job running, and its clock right?"));
+    if let Some(why) = too_old(input, status) {
+        return Err(why);
     }
     if status.reached != Some(Want::Quiesce) {
         return Err("the host side has not finished".into());

@@ -420,9 +420,8 @@ fn mirror(input: &Input<'_>, draft: &mut Draft) -> Progress {
 
 /// The host side has reported, but not lately.
 pub fn silent(input: &Input<'_>, copy: &BlockCopy) -> Option<Progress> {
-    let age = copy.status.as_ref().and_then(|report| too_old(input, report))?;
-    let message = format!("the host side last reported {age} s ago: is its job running, and its clock right?");
-    Some(Progress::waits("HostSideSilent", message))
+    let why = copy.status.as_ref().and_then(|report| too_old(input, report))?;
+    Some(Progress::waits("HostSideSilent", why))
 }
 
 /// The target as it was pinned, if it was asked for and found.
@@ -711,7 +710,7 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
     let has_nics = draft.status.plan.as_ref().is_some_and(|plan| !plan.machine.nics.is_empty());
     let limit = input.spec.cutover.verify_timeout_seconds;
     let late = cutover.target_on_at.as_ref().is_some_and(|MicroTime(on)| seconds_since(input, *on) > i64::from(limit));
-    if late && input.spec.cutover.on_verify_failure == OnVerifyFailure::Rollback {
+    if late && input.spec.cutover.on_verify_failure == OnVerifyFailure::Rollback && clocks_agree(input) {
         let why = format!("its guest was not heard on the network within {limit} s (onVerifyFailure: Rollback)");
         cutover.undo = Some(undo::begun(input, draft, &why));
         draft.status.cutover = Some(cutover);
@@ -743,6 +742,12 @@ fn verify(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
         None => Progress::waits("Verifying", "asking Prism"),
     }
+}
+
+/// What is undone because time has passed needs a second clock that says so: ours may have been set.
+fn clocks_agree(input: &Input<'_>) -> bool {
+    let Fact::Known(Some(copy)) = &input.seen.copy else { return false };
+    copy.status.as_ref().is_some_and(|report| too_old(input, report).is_none())
 }
 
 /// Until it is finalised, the source stays as it is, off and marked, and both sides are watched.

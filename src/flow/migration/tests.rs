@@ -74,6 +74,8 @@ struct World {
     prism_answers: bool,
     now: Timestamp,
     power_ons: Vec<(String, String)>,
+    /// By how many seconds the controller's clock is wrong.
+    clock_error: i64,
     /// The target's guest does not obey the power button.
     deaf: bool,
     task_is_open: bool,
@@ -94,6 +96,7 @@ impl World {
             prism_answers: true,
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
             power_ons: vec![],
+            clock_error: 0,
             deaf: false,
             task_is_open: false,
         }
@@ -139,7 +142,7 @@ impl World {
             spec: &self.spec,
             status: &self.status,
             seen,
-            now: self.now,
+            now: self.now.checked_add(self.clock_error.seconds()).expect("in range"),
         })
     }
 
@@ -166,6 +169,7 @@ impl World {
     }
 
     fn act(&mut self, effect: Effect) {
+        assert!(Effect::NAMES.contains(&effect.name()));
         match effect {
             Effect::AddFinalizer => self.held = true,
             Effect::RemoveFinalizer => self.held = false,
@@ -1129,4 +1133,90 @@ fn what_a_rollback_would_lose_is_told_before_anybody_sets_it() {
     world.turns(4);
     let end = RollbackStatus { possible: false, loses_since: None, message: "not possible any more".into() };
     assert_eq!(outlook(&world), end);
+}
+
+/// Whose clock is set.
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    Controllers,
+    Both,
+}
+
+/// The whole way in so many turns: in sync, approved or not, rolled back. Before each turn clocks may be set by so many seconds.
+fn whole_way(approved: bool, whose: Whose, jumps: &[(usize, i64)]) -> World {
+    let mut world = World::new();
+    for turn in 0..60 {
+        let jump = jumps.iter().filter(|(at, _)| *at == turn).map(|(_, jump)| jump).sum::<i64>();
+        match whose {
+            Whose::Controllers => world.clock_error += jump,
+            Whose::Both => world.now = world.now.checked_add(jump.seconds()).expect("in range"),
+        }
+        match turn {
+            14 if approved => world.approve(),
+            30 => world.spec.rollback = Some(true),
+            _ => {}
+        }
+        world.turn();
+        let untouched = world.source_runs && world.power_ons.is_empty();
+        assert!(approved && turn >= 14 || untouched, "{whose:?} {jumps:?}: turn {turn}");
+    }
+    assert!(world.source_runs && !world.target_runs(), "{whose:?} {jumps:?}: {:?}", world.status.waiting_for);
+    assert_eq!(world.waits_for(), "RolledBack", "{whose:?} {jumps:?}");
+    world
+}
+
+#[test]
+fn a_clock_that_jumps_starts_nothing_that_was_not_approved_and_there_is_always_a_way_back() {
+    assert_eq!(whole_way(true, Whose::Both, &[]).power_ons.len(), 1);
+    for approved in [false, true] {
+        for whose in [Whose::Controllers, Whose::Both] {
+            for first in 0..50 {
+                for jump in [-86_400, -7200, -45, 45, 7200, 86_400] {
+                    whole_way(approved, whose, &[(first, jump)]);
+                }
+                for second in (first + 1..50).step_by(12) {
+                    whole_way(approved, whose, &[(first, -7200), (second, 7200)]);
+                    whole_way(approved, whose, &[(first, 7200), (second, -7200)]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_report_of_a_time_that_has_not_come_proves_nothing_and_opens_no_gate() {
+    let mut world = World::in_sync();
+    world.clock_error = -3600;
+    world.approve();
+    world.turns(5);
+    assert_eq!(world.waits_for(), "HostSideSilent");
+    assert!(world.source_runs && world.status.cutover.is_none());
+    world.clock_error = 0;
+    world.turn();
+    assert!(!world.source_runs && world.power_ons.is_empty());
+    world.clock_error = -3600;
+    world.turns(5);
+    assert_eq!((world.waits_for(), world.power_ons.len()), ("Proving", 0));
+}
+
+#[test]
+fn a_target_is_not_rolled_back_because_somebody_sets_the_controllers_clock() {
+    let mut world = World::in_sync();
+    world.spec.cutover.on_verify_failure = OnVerifyFailure::Rollback;
+    world.approve();
+    while !world.target_runs() {
+        world.turn();
+    }
+    let mut boots = |clock_error| {
+        world.clock_error = clock_error;
+        for _ in 0..5 {
+            world.target.as_mut().expect("created").learned_ips.clear();
+            world.turn();
+        }
+        assert!(world.target_runs() && !world.source_runs, "rolled back");
+        world.waits_for().to_owned()
+    };
+    assert_eq!(boots(0), "Verifying");
+    assert_eq!(boots(7200), "GuestSilent");
+    assert_eq!(boots(0), "Verifying");
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Driver, chain};
 use crate::api::block_copy::DiskCopy;
-use crate::edge::host_processes;
+use crate::edge::{fail_point, host_processes};
 use crate::flow::copy::Effect;
 use crate::host::relay::{TargetSpec, clear_away};
 use crate::host::verify::background::Job;
@@ -29,10 +29,13 @@ pub(super) async fn act(driver: &mut Driver, uuid: &str, effects: Vec<Effect>) -
         } else {
             tracing::info!(?effect, "doing");
         }
+        let name = effect.name();
+        fail_point::before(name);
         if let Err(why) = carry_out(driver, uuid, effect).await {
             tracing::warn!(why, "failed");
             trouble.get_or_insert(why);
         }
+        fail_point::after(name);
     }
     trouble
 }

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use crate::api::BlockCopyStatus;
 use crate::api::block_copy::Want;
 use crate::api::common::Time;
+use crate::edge::fail_point;
 use crate::edge::libvirt::Libvirt;
 use crate::flow::copy::{Decision, Effect, Fact, Found, MAX_DECISION_AGE_SECONDS, MemoryChange, Seen, decide};
 use crate::host::relay::{NBD_SOCKET, RelayClient};
@@ -128,6 +129,28 @@ struct Driver {
     /// What went wrong in the last turn's effects.
     trouble: Option<String>,
     reported_at: Option<Instant>,
+    clock: Clock,
+}
+
+/// The time by which is decided: what the host's clock said when it was read, and what has passed since.
+struct Clock {
+    said: Timestamp,
+    read: Instant,
+}
+
+impl Clock {
+    fn read() -> Self {
+        Self { said: Timestamp::now(), read: Instant::now() }
+    }
+
+    /// While a guest is being shut down, what counts is the time that it had, and not what somebody sets the clock to.
+    fn now(&mut self, steady: bool) -> Time {
+        if !steady {
+            *self = Self::read();
+        }
+        let passed = jiff::SignedDuration::try_from(self.read.elapsed()).unwrap_or(jiff::SignedDuration::MAX);
+        Time(self.said.saturating_add(passed).unwrap_or(Timestamp::MAX))
+    }
 }
 
 impl Driver {
@@ -146,6 +169,7 @@ impl Driver {
             holders: None,
             trouble: None,
             reported_at: None,
+            clock: Clock::read(),
         }
     }
 
@@ -169,7 +193,7 @@ impl Driver {
         }
         let began = Instant::now();
         let seen = observe::observe(self, order).await;
-        let now = Time(Timestamp::now());
+        let now = self.clock.now(order.spec.want == Want::Quiesce);
         let mut decision = decide(&order.spec, &order.status, &seen, &now);
         decision.status.observed_generation = order.generation;
         let proven = decision.status.quiesce.as_ref().is_some_and(|quiesce| quiesce.writers_gone_at.is_some());
@@ -200,12 +224,14 @@ impl Driver {
         decision: &Decision,
         uuid: Option<&str>,
     ) -> bool {
+        fail_point::before("claim");
         let kept = match (&decision.memory, uuid) {
             (MemoryChange::Keep, _) => Ok(()),
             (MemoryChange::Create(memory), Some(uuid)) => self.claims.create(uuid, memory),
             (MemoryChange::Write(memory), Some(uuid)) => self.claims.write(uuid, memory),
             (MemoryChange::Create(_) | MemoryChange::Write(_), None) => Ok(()),
         };
+        fail_point::after("claim");
         if let Err(err) = kept {
             tracing::warn!(why = chain(&err), "the claim was not written");
             self.trouble = Some(chain(&err));
@@ -216,8 +242,10 @@ impl Driver {
         if !due && !acts && without_progress(&order.status) == without_progress(&decision.status) {
             return true;
         }
+        fail_point::before("report");
         match tokio::time::timeout(ORDERS_DEADLINE, orders.record(&decision.status)).await {
             Ok(Ok(())) => {
+                fail_point::after("report");
                 self.reported_at = Some(Instant::now());
                 true
             }

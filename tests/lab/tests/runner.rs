@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use drover_lab::cluster::Cluster;
-use drover_lab::runner::{Runner, RunnerConfig};
+use drover_lab::runner::{LONGEST_BACKOFF, Runner, RunnerConfig};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -96,6 +96,8 @@ fn start_runner(cluster: &Cluster, dir: &Path) -> Result<Runner> {
             dir: dir.into(),
             programs: programs.map(|(name, path)| (name.to_owned(), PathBuf::from(path))).into(),
             host_aliases: BTreeMap::from([("prism.lab".to_owned(), "127.0.0.1".to_owned())]),
+            environment: BTreeMap::new(),
+            longest_backoff: LONGEST_BACKOFF,
         },
     )
 }

@@ -1,6 +1,6 @@
 //! AHV's part in the lab: boots a VM of simulated Prism from its disk files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ pub struct QemuHypervisor {
     image: GuestImage,
     loads: Mutex<HashMap<String, Load>>,
     asides: Mutex<HashMap<String, PathBuf>>,
+    deaf: Mutex<HashSet<String>>,
     running: Mutex<HashMap<String, Running>>,
 }
 
@@ -41,6 +42,7 @@ impl QemuHypervisor {
             image: image.clone(),
             loads: Mutex::default(),
             asides: Mutex::default(),
+            deaf: Mutex::default(),
             running: Mutex::default(),
         })
     }
@@ -65,6 +67,11 @@ impl QemuHypervisor {
         Ok(())
     }
 
+    /// From its next boot on the guest of the VM of that name ignores its power button.
+    pub fn set_deaf(&self, name: &str) {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into());
+    }
+
     /// The serial console of a VM.
     pub fn console(&self, uuid: &str) -> Console {
         Console::new(&self.dir.join(format!("{uuid}.console")))
@@ -84,6 +91,8 @@ impl Hypervisor for QemuHypervisor {
         ensure!(!self.is_on(&vm.uuid), "VM {} is on", vm.name);
         self.copy_aside(vm)?;
         let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).get(&vm.name).copied().unwrap_or_default();
+        let deaf = self.deaf.lock().unwrap_or_else(PoisonError::into_inner).contains(&vm.name);
+        let command_line = load.command_line(vm.disks.len()) + if deaf { " drover.deaf=1" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args([
@@ -103,7 +112,7 @@ impl Hypervisor for QemuHypervisor {
             .arg(&self.image.kernel)
             .arg("-initrd")
             .arg(&self.image.initrd)
-            .args(["-append", &load.command_line(vm.disks.len())])
+            .args(["-append", &command_line])
             .arg("-serial")
             .arg(format!("file:{}", self.dir.join(format!("{}.console", vm.uuid)).display()));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.monitor(&vm.uuid).display()));

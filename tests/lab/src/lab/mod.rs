@@ -27,7 +27,7 @@ use crate::nfs::NfsExport;
 use crate::pipeline::{self, Pipeline, PipelineConfig};
 use crate::prism::{Prism, PrismConfig};
 use crate::process::guard_directory;
-use crate::runner::{Runner, RunnerConfig};
+use crate::runner::{LONGEST_BACKOFF, Runner, RunnerConfig};
 use crate::throttle::Throttle;
 use crate::tools::Tools;
 
@@ -57,6 +57,8 @@ pub struct LabOptions {
     pub verify_mib_per_second: u32,
     /// libvirt refuses to start a source that is being moved or was moved away: `drover host install-hook`.
     pub start_hook: bool,
+    /// Where tests say at which points Drover's processes are to die (`drover::edge::fail_point`). Below no volume of a pod: not in /tmp.
+    pub fail_points: Option<PathBuf>,
     /// Told what is being started.
     pub progress: fn(&str),
 }
@@ -69,6 +71,7 @@ impl Default for LabOptions {
             max_guest_stall_millis: 3000,
             verify_mib_per_second: 64,
             start_hook: false,
+            fail_points: None,
             progress: |_| {},
         }
     }
@@ -116,7 +119,7 @@ impl Lab {
         let hypervisor = Arc::new(QemuHypervisor::new(&part(dir, "ahv")?, &image)?);
         let prism = Prism::start(PrismConfig {
             dir: part(dir, "prism")?,
-            export_root: nfs.root().to_owned(),
+            export_root: nfs.root(),
             container: CONTAINER.into(),
             cluster_name: "ahv1".into(),
             subnets: vec![("lan".into(), VLAN)],
@@ -142,6 +145,8 @@ impl Lab {
             log_path: dir.join("pipeline.log"),
         })?;
         say("node, and Drover's controller as manifests/operator has it");
+        let fail_points =
+            options.fail_points.as_ref().map(|at| ("DROVER_FAIL_POINTS".to_owned(), at.display().to_string()));
         let runner = Runner::start(
             &cluster,
             RunnerConfig {
@@ -149,6 +154,8 @@ impl Lab {
                 dir: part(dir, "node")?,
                 programs: BTreeMap::from([("drover".into(), drover.to_owned())]),
                 host_aliases: BTreeMap::new(),
+                longest_backoff: if options.fail_points.is_some() { Duration::from_secs(1) } else { LONGEST_BACKOFF },
+                environment: fail_points.into_iter().collect(),
             },
         )?;
         let lab = Self {

@@ -14,10 +14,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::process::Process;
 
-/// The first wait before a container is started again; each further one doubles up to [`LONGEST_BACKOFF`]. A kubelet waits 10 s to 5 min.
+/// The first wait before a container is started again; each further one doubles up to the longest. A kubelet waits 10 s to 5 min.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-/// The longest wait before a container is started again.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// How much of a failed container's output its status shows when `terminationMessagePolicy` is `FallbackToLogsOnError`, in bytes.
 const MESSAGE_BYTES: usize = 2048;
 
@@ -46,11 +44,12 @@ pub(super) struct Container {
     restarts: i32,
     started_before: bool,
     backoff: Duration,
+    longest_backoff: Duration,
 }
 
 impl Container {
     /// A container that has not been started by this runner. `before` is what an earlier runner wrote of it.
-    pub(super) fn new(spec: Spec, pod_uid: &str, before: Option<&ContainerStatus>) -> Self {
+    pub(super) fn new(spec: Spec, pod_uid: &str, before: Option<&ContainerStatus>, longest_backoff: Duration) -> Self {
         let ended = before.and_then(|status| status.state.as_ref()?.terminated.clone());
         let running = before.is_some_and(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
         let last = ended.or_else(|| running.then(unknown_end));
@@ -62,6 +61,7 @@ impl Container {
             last,
             restarts: before.map_or(0, |status| status.restart_count),
             backoff: FIRST_BACKOFF,
+            longest_backoff,
         }
     }
 
@@ -115,7 +115,7 @@ impl Container {
         let fallback = self.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         let message = (fallback && !status.success()).then(|| last_bytes(&process.tail()));
         let ended = terminated(status, *since, message, &self.id);
-        if started.elapsed() > 2 * LONGEST_BACKOFF {
+        if started.elapsed() > 2 * self.longest_backoff {
             self.backoff = FIRST_BACKOFF;
         }
         if policy == "Always" || (policy == "OnFailure" && ended.exit_code != 0) {
@@ -123,7 +123,7 @@ impl Container {
             let until = Instant::now() + self.backoff;
             self.state = State::Waiting { reason: "CrashLoopBackOff", message: Some(message), until };
             self.last = Some(ended);
-            self.backoff = (2 * self.backoff).min(LONGEST_BACKOFF);
+            self.backoff = (2 * self.backoff).min(self.longest_backoff);
         } else {
             self.state = State::Ended(ended);
         }

@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt;
@@ -61,7 +62,14 @@ pub struct RunnerConfig {
     pub programs: BTreeMap<String, PathBuf>,
     /// Names that containers resolve without DNS: address by host name.
     pub host_aliases: BTreeMap<String, String>,
+    /// Variables that every container gets.
+    pub environment: BTreeMap<String, String>,
+    /// The longest wait before a failed container is started again.
+    pub longest_backoff: Duration,
 }
+
+/// Longest wait before a failed container is started again, unless a lab needs another.
+pub const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
 /// A running node. Dropping it kills its pods' processes and tells nobody, like a node that loses power.
 pub struct Runner {

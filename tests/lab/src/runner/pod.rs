@@ -101,7 +101,10 @@ impl Worker {
         tokio::spawn(write_reports(api, entry.name.clone(), uid.clone(), receiver));
         let before = status::by_name(pod.status.as_ref());
         let specs = pod.spec.iter().flat_map(|spec| &spec.containers);
-        let containers = specs.map(|spec| Container::new(spec.clone(), &uid, before.get(&spec.name))).collect();
+        let longest_backoff = context.config.longest_backoff;
+        let container =
+            |spec: &ContainerSpec| Container::new(spec.clone(), &uid, before.get(&spec.name), longest_backoff);
+        let containers = specs.map(container).collect();
         let start_time = pod.status.as_ref().and_then(|status| status.start_time.clone());
         Self {
             objects: Objects::new(context.client.clone(), &entry.namespace),
@@ -195,7 +198,8 @@ impl Worker {
             self.volumes = Some(prepared.map_err(|error| ("ContainerCreating", error))?);
         }
         let environment = environment::resolve(&self.pod, &container, self.context.api_port, &mut self.objects);
-        let environment = environment.await.map_err(config)?;
+        let mut environment = environment.await.map_err(config)?;
+        environment.extend(self.context.config.environment.clone());
         let mounts = self.mounts(&spec, &container, &files).map_err(config)?;
         let start = self.containers[index].next_start();
         let log = self.context.log_dir(&self.entry.namespace, &self.entry.name, &container.name);
