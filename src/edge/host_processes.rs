@@ -34,6 +34,9 @@ fn read(path: &str) -> Result<String, Error> {
 }
 
 /// The process `pid` as it is now; `None` if there is none, or only its zombie.
+///
+/// One whose first thread has ended has a zombie's state, but lives on in its other threads, with all that it holds: a thread that waits for a
+/// disk cannot be killed.
 pub fn identify(pid: u32) -> Result<Option<ProcessId>, Error> {
     let path = format!("/proc/{pid}/stat");
     let stat = match fs::read_to_string(&path) {
@@ -46,12 +49,25 @@ pub fn identify(pid: u32) -> Result<Option<ProcessId>, Error> {
     let (_, fields) = stat.rsplit_once(") ").ok_or_else(form)?;
     let fields: Vec<&str> = fields.split_whitespace().collect();
     let state = fields.first().ok_or_else(form)?;
-    if matches!(*state, "Z" | "X" | "x") {
+    if matches!(*state, "Z" | "X" | "x") && other_threads(pid)?.is_empty() {
         return Ok(None);
     }
     let start_ticks = fields.get(19).and_then(|ticks| ticks.parse().ok()).ok_or_else(form)?;
     let boot_id = read("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     Ok(Some(ProcessId { pid, start_ticks, boot_id }))
+}
+
+/// The threads of a process but its first.
+fn other_threads(pid: u32) -> Result<Vec<u32>, Error> {
+    let directory = format!("/proc/{pid}/task");
+    match fs::read_dir(&directory) {
+        Ok(entries) => {
+            let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|id| id.parse().ok()));
+            Ok(ids.filter(|id| *id != pid).collect())
+        }
+        Err(err) if is_gone(&err) => Ok(Vec::new()),
+        Err(source) => Err(Error::Read { what: directory, source }),
+    }
 }
 
 fn is_gone(err: &io::Error) -> bool {
@@ -142,14 +158,30 @@ fn pids() -> Result<Vec<u32>, Error> {
 }
 
 fn held_by<'a>(pid: u32, wanted: &BTreeMap<Identity, Vec<&'a str>>) -> Result<BTreeSet<&'a str>, Error> {
-    let directory = format!("/proc/{pid}/fd");
+    if let Some(held) = held_in(format!("/proc/{pid}/fd"), wanted)? {
+        return Ok(held);
+    }
+    // Nothing is shown where the first thread has ended.
     let mut held = BTreeSet::new();
+    for thread in other_threads(pid)? {
+        held.extend(held_in(format!("/proc/{pid}/task/{thread}/fd"), wanted)?.into_iter().flatten());
+    }
+    Ok(held)
+}
+
+/// What of `wanted` is open in this directory of descriptors; `None` if nothing at all is.
+fn held_in<'a>(
+    directory: String,
+    wanted: &BTreeMap<Identity, Vec<&'a str>>,
+) -> Result<Option<BTreeSet<&'a str>>, Error> {
+    let mut held = None;
     let entries = match fs::read_dir(&directory) {
         Ok(entries) => entries,
         Err(err) if is_gone(&err) => return Ok(held),
         Err(source) => return Err(Error::Read { what: directory, source }),
     };
     for entry in entries {
+        let held = held.get_or_insert_with(BTreeSet::new);
         // Descriptors and processes come and go while they are listed; those that went hold nothing.
         let metadata = match entry.and_then(|entry| fs::metadata(entry.path())) {
             Ok(metadata) => metadata,
@@ -280,6 +312,31 @@ mod tests {
         assert!(Path::new(&format!("/proc/{}", child.id())).exists(), "its zombie is still there");
         child.wait().unwrap();
         assert_eq!(holders(&disks, uuid).unwrap()["vda"], []);
+    }
+
+    /// As a QEMU looks that was killed while one of its threads waits for a disk that does not answer.
+    #[test]
+    fn a_process_whose_first_thread_has_ended_lives_and_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        fs::write(&path, b"x").unwrap();
+        let disks = [("vda".to_owned(), path.display().to_string())];
+        let script = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); \
+            ctypes.CDLL(None).syscall(60, 0)"; // exit(2): this thread and no other
+        let file = Stdio::from(fs::File::open(&path).unwrap());
+        let mut child = Command::new("python3").args(["-c", script]).stdin(file).spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        let process = identify(child.id()).unwrap().expect("it lives");
+        let holders = holders(&disks, "5d4ae1e7-0000-4000-8000-00000000beef").unwrap().remove("vda").unwrap();
+        assert_eq!(holders.iter().map(|holder| &holder.process).collect::<Vec<_>>(), [&process]);
+        end(&process, true).unwrap();
+        while is_alive(&process).unwrap() {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
     }
 
     #[test]

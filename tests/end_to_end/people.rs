@@ -53,6 +53,7 @@ async fn a_source_that_somebody_starts_in_the_cutover_voids_it_and_runs_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "slow: make test-all (a host test has the hook)"]
 async fn with_the_hook_nobody_starts_the_source_in_the_cutover_and_it_goes_on() {
     let (_dir, lab) = lab(LabOptions { start_hook: true, ..LabOptions::default() }).await;
     let (source, watch) = off_and_undrained(&lab).await;
@@ -66,6 +67,7 @@ async fn with_the_hook_nobody_starts_the_source_in_the_cutover_and_it_goes_on() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "slow: make test-all (a host test has the release)"]
 async fn a_migration_that_is_held_and_given_up_far_behind_its_guest_does_not_hold_it_up() {
     let options = LabOptions { storage_bytes_per_s: Some(1000 * MIB), ..LabOptions::default() };
     let (_dir, lab) = lab(options.clone()).await;

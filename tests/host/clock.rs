@@ -35,6 +35,7 @@ impl FakeClock<'_> {
 }
 
 #[test]
+#[ignore = "slow: make test-all (the decisions have property tests of it)"]
 fn a_clock_that_is_set_neither_ends_a_copy_nor_takes_time_from_a_guest_that_shuts_down() {
     let host = Host::start();
     // It goes off when this test has its agent do so, and not before.

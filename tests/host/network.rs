@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use drover::api::block_copy::Want;
+use drover::edge::host_processes::{identify, is_alive};
 use drover_lab::guest::Load;
 use drover_lab::libvirt::GuestSpec;
 use drover_lab::network::Network;
@@ -78,9 +79,9 @@ fn dig_hole(network: &Network, migration: &Migration) -> BTreeSet<u16> {
 
 /// Kills the relay. From then on the hypervisor's kernel knows nothing that it could still send over these ports.
 fn kill_relay(network: &Network, migration: &mut Migration, ports: &BTreeSet<u16>) {
-    let writer = migration.relay_status().pid;
+    let writer = identify(migration.relay_status().pid).unwrap().unwrap();
     migration.relay.kill();
-    until("dead", || !std::path::Path::new(&format!("/proc/{writer}/exe")).exists());
+    until("dead", || !is_alive(&writer).unwrap());
     let known: BTreeSet<u16> = network.ports_to_storage().unwrap().into_iter().collect();
     assert!(known.is_disjoint(ports), "a dead relay's connections live: {known:?}");
 }
@@ -112,6 +113,7 @@ fn what_a_relay_held_when_it_was_killed_behind_a_hole_never_arrives() {
 }
 
 #[test]
+#[ignore = "slow: make test-all (one killed before it is in every run)"]
 fn a_relay_killed_behind_a_hole_after_the_shutdown_loses_nothing() {
     let (host, network) = Host::behind_network();
     let guest = host.guest(&over_and_over());
