@@ -29,8 +29,8 @@ explore: ## Explore the decisions with three events in every run: long
 	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
 
 .PHONY: soak
-soak: setup build ## Migrations with random faults for MINUTES=10; SEED=n repeats one, GUESTS=2 and COMPLETE=20 say how many
-	@target/debug/soak --minutes $(or $(MINUTES),10) --guests $(or $(GUESTS),2) --complete $(or $(COMPLETE),20) $(if $(SEED),--seed $(SEED))
+soak: setup build ## Migrations with every fault at every moment, then random ones, until MINUTES=10 or MIGRATIONS=n; SEED=n repeats one, GUESTS=4 and COMPLETE=20 say how many
+	@target/debug/soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MIGRATIONS),--migrations $(MIGRATIONS)) --guests $(or $(GUESTS),4) --complete $(or $(COMPLETE),20) $(if $(SEED),--seed $(SEED))
 
 .PHONY: bench-naive
 bench-naive: setup build ## The same guest moved by a plain block copy and by Drover: what each loses (RUNS=2)

@@ -5,13 +5,29 @@ use super::seen::TargetVm;
 use crate::api::common::MicroTime;
 use crate::api::vm_migration::TargetOrder;
 
-/// How long an order is repeated as it is. After that its task has failed, or the guest has missed it.
+/// How long an order is repeated as it is. After that its task has failed.
 const REPEAT_SECONDS: i64 = 60;
+/// The same for the power button, which a guest may miss while it boots; pressing it again does no harm.
+const PRESS_AGAIN_SECONDS: i64 = 10;
 
 /// The order to send, if it was recorded in an earlier turn and is still good; otherwise it is recorded now.
 pub fn recorded(input: &Input<'_>, slot: &mut Option<TargetOrder>, what: &str, vm: &TargetVm) -> Option<TargetOrder> {
-    let good =
-        |order: &&TargetOrder| order.etag == vm.etag && input.now.duration_since(order.at.0).as_secs() < REPEAT_SECONDS;
+    recorded_within(REPEAT_SECONDS, input, slot, what, vm)
+}
+
+/// The same for the order to press the power button.
+pub fn pressed(input: &Input<'_>, slot: &mut Option<TargetOrder>, vm: &TargetVm) -> Option<TargetOrder> {
+    recorded_within(PRESS_AGAIN_SECONDS, input, slot, "shutdown", vm)
+}
+
+fn recorded_within(
+    seconds: i64,
+    input: &Input<'_>,
+    slot: &mut Option<TargetOrder>,
+    what: &str,
+    vm: &TargetVm,
+) -> Option<TargetOrder> {
+    let good = |order: &&TargetOrder| order.etag == vm.etag && input.now.duration_since(order.at.0).as_secs() < seconds;
     if let Some(order) = slot.as_ref().filter(good) {
         return Some(order.clone());
     }

@@ -78,6 +78,8 @@ struct World {
     clock_error: i64,
     /// The target's guest does not obey the power button.
     deaf: bool,
+    /// The last request that a deaf guest did not hear.
+    missed: Option<String>,
     task_is_open: bool,
 }
 
@@ -98,6 +100,7 @@ impl World {
             power_ons: vec![],
             clock_error: 0,
             deaf: false,
+            missed: None,
             task_is_open: false,
         }
     }
@@ -190,7 +193,10 @@ impl World {
                 });
             }
             Effect::ShutDownTarget { order, .. } => {
-                if !self.deaf {
+                // Prism carries a request out once.
+                if self.deaf {
+                    self.missed = Some(order.request_id);
+                } else if self.missed.as_ref() != Some(&order.request_id) {
                     self.change(&order, |target| target.on = Tri::No);
                 }
             }
@@ -723,6 +729,18 @@ fn rollback_after_the_cutover_stops_the_target_for_good_and_starts_the_source() 
     assert!(world.source_runs);
     world.change(&boot, |target| target.on = Tri::Yes);
     assert!(!world.target_runs());
+}
+
+#[test]
+fn a_guest_that_missed_its_power_button_while_it_booted_is_asked_again_soon() {
+    let mut world = World::migrated();
+    world.deaf = true;
+    world.spec.rollback = Some(true);
+    world.turns(5);
+    assert!(world.missed.is_some() && world.target_runs());
+    world.deaf = false;
+    world.turns(20);
+    assert!(world.source_runs && !world.target_runs());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::seen::{Fact, TargetVm};
 use super::step::{self, Progress, both_would_run, clip};
-use super::target_order::recorded;
+use super::target_order::{pressed, recorded};
 use super::want::wanted;
 use crate::api::VmMigrationStatus;
 use crate::api::block_copy::Want;
@@ -162,7 +162,7 @@ fn stop(input: &Input<'_>, draft: &mut Draft, undo: &mut UndoStatus, vm: &Target
     let patience = draft.status.plan.as_ref().map_or(0, |plan| i64::from(plan.shutdown.timeout_seconds));
     let (ext_id, asked) = (vm.ext_id.clone(), input.now.duration_since(undo.begun_at.0).as_secs());
     if asked < patience {
-        if let Some(order) = recorded(input, &mut undo.shut_down, "shutdown", vm) {
+        if let Some(order) = pressed(input, &mut undo.shut_down, vm) {
             draft.effects.push(Effect::ShutDownTarget { ext_id, order });
         }
         return Progress::waits("RollingBack", "the target's guest is asked to power off");

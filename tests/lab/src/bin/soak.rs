@@ -14,9 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Migrates guests in a lab on this machine while everything breaks.
 #[derive(Parser)]
 struct Args {
-    /// When no further migration is begun.
-    #[arg(long, default_value_t = 10)]
-    minutes: u64,
+    /// When no further migration is begun. Absent = 10, or never if there is a number of migrations.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// How many migrations of the reused guests are begun. Absent = as many as there is time for.
+    #[arg(long)]
+    migrations: Option<u32>,
     /// Which faults come when. Absent = another one each time.
     #[arg(long)]
     seed: Option<u64>,
@@ -33,8 +36,14 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000);
     println!("seed {seed}");
-    let (minutes, guests, complete) = (args.minutes, args.guests, args.complete);
-    let work = tokio::spawn(run(soak::Options { seed, limit: Duration::from_secs(60 * minutes), guests, complete }));
+    let minutes = args.minutes.or(if args.migrations.is_some() { None } else { Some(10) });
+    let work = tokio::spawn(run(soak::Options {
+        seed,
+        limit: minutes.map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes)),
+        migrations: args.migrations.unwrap_or(u32::MAX),
+        guests: args.guests,
+        complete: args.complete,
+    }));
     let code = tokio::select! {
         done = work => report(seed, &args, done.map_err(anyhow::Error::from).and_then(|done| done)),
         () = stopped() => {
@@ -66,8 +75,10 @@ fn report(seed: u64, args: &Args, outcome: Result<Tally>) -> i32 {
             false
         }
     };
-    let Args { minutes, guests, complete, .. } = args;
-    println!("to repeat: make soak SEED={seed} MINUTES={minutes} GUESTS={guests} COMPLETE={complete}");
+    let Args { minutes, migrations, guests, complete, .. } = args;
+    let minutes = minutes.map(|minutes| format!(" MINUTES={minutes}")).unwrap_or_default();
+    let migrations = migrations.map(|migrations| format!(" MIGRATIONS={migrations}")).unwrap_or_default();
+    println!("to repeat: make soak SEED={seed}{minutes}{migrations} GUESTS={guests} COMPLETE={complete}");
     i32::from(!good)
 }
 

@@ -28,4 +28,11 @@ impl Chance {
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[(self.next() % of.len() as u64) as usize]
     }
+
+    /// Another order.
+    pub fn shuffle<T>(&mut self, of: &mut [T]) {
+        for index in (1..of.len()).rev() {
+            of.swap(index, (self.next() % (index as u64 + 1)) as usize);
+        }
+    }
 }

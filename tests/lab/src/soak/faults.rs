@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use kube::ResourceExt;
+use anyhow::{Context, Result, bail, ensure};
+use drover::api::VmMigration;
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::Mutex;
@@ -28,6 +31,8 @@ pub enum Fault {
     /// Storage becomes slow in the shutdown, and the relay dies with what it still holds when the source is off.
     RelayKilledWithBacklog,
     PodKilled,
+    /// By hand, with foreground propagation: as Argo CD prunes.
+    JobDeleted,
     LibvirtdKilled,
     StorageKilled,
     StorageHangs,
@@ -43,7 +48,10 @@ pub enum Fault {
     PrismHoldsTasks,
     SourceKilled,
     SourceStartedByHand,
+    SourceSnapshot,
+    SourceResize,
     TargetStartedByHand,
+    TargetStoppedByHand,
     HeldInSync,
 }
 
@@ -58,6 +66,7 @@ impl Fault {
         Self::RelayHangs,
         Self::RelayKilledWithBacklog,
         Self::PodKilled,
+        Self::JobDeleted,
         Self::LibvirtdKilled,
         Self::StorageKilled,
         Self::StorageHangs,
@@ -78,7 +87,10 @@ impl Fault {
         Self::PrismHoldsTasks,
         Self::SourceKilled,
         Self::SourceStartedByHand,
+        Self::SourceSnapshot,
+        Self::SourceResize,
         Self::TargetStartedByHand,
+        Self::TargetStoppedByHand,
         Self::HeldInSync,
     ];
 
@@ -87,7 +99,12 @@ impl Fault {
         match self {
             // Before anybody approves: later a source that goes off by itself cannot be told from one that was shut down.
             Self::SourceKilled | Self::TargetStartedByHand => matches!(moment, Moment::Copying | Moment::InSync),
-            Self::SourceStartedByHand => matches!(moment, Moment::SourceOff | Moment::BootOrdered),
+            // While a mirror is there, libvirt has to refuse them.
+            Self::SourceSnapshot | Self::SourceResize => matches!(moment, Moment::Copying | Moment::InSync),
+            Self::SourceStartedByHand => {
+                matches!(moment, Moment::SourceOff | Moment::BootOrdered | Moment::TargetOn)
+            }
+            Self::TargetStoppedByHand => moment == Moment::TargetOn,
             Self::RelayKilledWithBacklog => moment == Moment::ShuttingDown,
             Self::HeldInSync => moment == Moment::InSync,
             // These wait for a change that Drover orders.
@@ -101,6 +118,22 @@ impl Fault {
         let refuses = matches!(self, Self::PrismRefuses(_) | Self::PrismSlow | Self::PrismHangs);
         refuses || matches!(self, Self::PrismLosesAnswers | Self::PrismFailsTask | Self::PrismHoldsTasks)
     }
+}
+
+/// What went wrong at a fault, other than that there was nothing to break.
+#[derive(Debug)]
+pub struct Wrong(String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+fn wrong(error: anyhow::Error) -> anyhow::Error {
+    Wrong(format!("{error:#}")).into()
 }
 
 /// The means to break things. What all migrations share is broken by one of them at a time.
@@ -124,7 +157,7 @@ impl Faults {
         }
     }
 
-    /// Breaks it, and mends it as far as it does not mend itself. An error: it could not be broken now.
+    /// Breaks it, and mends it as far as it does not mend itself. An error: it could not be broken now, but for [`Wrong`].
     pub async fn inject(&self, fault: Fault, source: &Domain) -> Result<()> {
         let lab = &self.lab;
         let name = &source.name;
@@ -137,6 +170,11 @@ impl Faults {
             Fault::RelayHangs => self.hang_relay(name).await,
             Fault::RelayKilledWithBacklog => self.lose_backlog(source).await,
             Fault::PodKilled => lab.kill_host_pod(name).await,
+            Fault::JobDeleted => {
+                let job = lab.copy_of(name).await?.name_any();
+                let jobs = Api::<Job>::namespaced(lab.client.clone(), SYSTEM);
+                jobs.delete(&job, &DeleteParams::foreground()).await.map(drop).context("delete the Job")
+            }
             Fault::LibvirtdKilled => {
                 let _one = self.libvirtd.lock().await;
                 lab.libvirt.kill_daemon();
@@ -190,7 +228,11 @@ impl Faults {
                 let _ = lab.libvirt.virsh(&["start", name]);
                 Ok(())
             }
+            Fault::SourceSnapshot => self
+                .refused_for_the_mirror(name, &["snapshot-create", name, "--disk-only", "--no-metadata", "--atomic"]),
+            Fault::SourceResize => self.refused_for_the_mirror(name, &["blockresize", name, "vda", "64M"]),
             Fault::TargetStartedByHand => self.start_target(name).await,
+            Fault::TargetStoppedByHand => self.stop_target(name).await,
             Fault::HeldInSync => self.hold(source).await,
         }
     }
@@ -264,7 +306,30 @@ impl Faults {
         self.lab.prism.power_on_by_hand(&uuid)?;
         let noticed = self.lab.wait_reason(name, "TargetRunning", Duration::from_secs(120)).await;
         self.lab.hypervisor.power_off(&uuid)?;
-        noticed.map(drop)
+        noticed.map(drop).map_err(wrong)
+    }
+
+    /// Somebody powers the target off, and on again when Drover has told it.
+    async fn stop_target(&self, name: &str) -> Result<()> {
+        let uuid = self.lab.prism.vm_by_name(name).context("there is no target")?.uuid;
+        self.lab.hypervisor.power_off(&uuid)?;
+        let told = |migration: &VmMigration| {
+            let conditions = migration.status.iter().flat_map(|status| &status.conditions);
+            conditions.into_iter().any(|condition| condition.reason == "TargetStopped")
+        };
+        let told = self.lab.wait(name, "told that its target is off", Duration::from_secs(120), told).await;
+        self.lab.prism.power_on_by_hand(&uuid)?;
+        told.map(drop).map_err(wrong)
+    }
+
+    fn refused_for_the_mirror(&self, name: &str, command: &[&str]) -> Result<()> {
+        let libvirt = &self.lab.libvirt;
+        ensure!(libvirt.virsh(&["dumpxml", name])?.contains("<mirror"), "there is no mirror");
+        match libvirt.virsh(command) {
+            Ok(_) => bail!(Wrong(format!("libvirt did `{}` although a mirror was there", command.join(" ")))),
+            Err(error) => ensure!(format!("{error:#}").contains("block"), "not asked: {error:#}"),
+        }
+        Ok(())
     }
 
     /// Held with the approval given and the storage slow: nothing is cut over.

@@ -11,6 +11,8 @@ mod plan;
 mod round;
 mod tally;
 
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,8 @@ use crate::lab::Lab;
 use crate::libvirt::{Domain, GuestSpec};
 use crate::watch::Watch;
 use chance::Chance;
-use faults::Faults;
+use faults::{Fault, Faults};
+use plan::{Moment, Plan};
 
 pub use tally::Tally;
 
@@ -30,11 +33,17 @@ const MIB: u64 = 1 << 20;
 /// What the storage takes: a disk is copied in seconds, and a moment in the copy can be met.
 pub const STORAGE_BYTES_PER_S: u64 = 16 * MIB;
 
+/// How often a fault is to meet its moment before it is given up.
+const TRIES: u32 = 3;
+
 /// How long, and how much beside each other.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub seed: u64,
+    /// When no further migration is begun.
     pub limit: Duration,
+    /// How many migrations of the reused guests are begun, all together.
+    pub migrations: u32,
     /// Guests that are migrated and rolled back over and over.
     pub guests: u32,
     /// Migrations of new guests, one after the other, provisioned by Terraform and deleted in the end.
@@ -51,6 +60,8 @@ struct Soak {
     provisioning: RwLock<()>,
     options: Options,
     start: Instant,
+    /// Migrations of the reused guests that were begun.
+    begun: AtomicU32,
 }
 
 /// Runs the soak in a lab. Every violation is in the tally.
@@ -63,10 +74,13 @@ pub async fn run(lab: Arc<Lab>, options: Options) -> Result<Tally> {
         provisioning: RwLock::default(),
         options: options.clone(),
         start: Instant::now(),
+        begun: AtomicU32::new(0),
     });
+    let sweep = plan::sweep(options.seed, options.guests);
+    soak.tally().sweeps(sweep.iter().map(VecDeque::len).sum());
     let mut tasks = tokio::task::JoinSet::new();
-    for lane in 1..=options.guests {
-        tasks.spawn(soak.clone().reused(lane));
+    for (lane, pairs) in (1..).zip(sweep) {
+        tasks.spawn(soak.clone().reused(lane, pairs));
     }
     if options.complete > 0 {
         tasks.spawn(soak.clone().new_guests());
@@ -85,8 +99,8 @@ pub async fn run(lab: Arc<Lab>, options: Options) -> Result<Tally> {
 }
 
 impl Soak {
-    /// One guest, migrated and rolled back until the time is over, then given back for good.
-    async fn reused(self: Arc<Self>, lane: u32) -> Result<()> {
+    /// One guest, migrated and rolled back until the soak is over, then given back for good. First each of `pairs` happens to it.
+    async fn reused(self: Arc<Self>, lane: u32, mut pairs: VecDeque<(Moment, Fault)>) -> Result<()> {
         let name = format!("again{lane:02}");
         let mut chance = Chance::new(self.options.seed, u64::from(lane));
         let domain = self.guest(&name, lane)?;
@@ -97,19 +111,36 @@ impl Soak {
             self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
         }
         self.know_target(&name)?;
-        let mut number = 0;
-        while self.start.elapsed() < self.options.limit {
-            number += 1;
-            let plan = plan::Plan::draw(&mut chance);
-            self.round_of_reused(&domain, number, &plan).await?;
+        let mut tried: BTreeMap<(Moment, Fault), u32> = BTreeMap::new();
+        for number in 1.. {
+            if self.is_over() || self.begun.fetch_add(1, Ordering::Relaxed) >= self.options.migrations {
+                break;
+            }
+            let wanted = pairs.pop_front();
+            let plan = match wanted {
+                Some(pair) => Plan::with(&mut chance, pair),
+                None => Plan::draw(&mut chance),
+            };
+            let met = self.round_of_reused(&domain, number, &plan).await?;
+            // The moment was over before anybody saw it, or there was nothing to break.
+            if let Some(pair) = wanted.filter(|pair| !met.contains(pair)) {
+                let tries = tried.entry(pair).or_insert(0);
+                *tries += 1;
+                if *tries < TRIES { pairs.push_back(pair) } else { self.tally().unmet([pair]) }
+            }
         }
+        self.tally().unmet(pairs);
         self.end(&name).await
+    }
+
+    fn is_over(&self) -> bool {
+        self.start.elapsed() >= self.options.limit
     }
 
     /// New guests one after the other, each with all that belongs to a migration.
     async fn new_guests(self: Arc<Self>) -> Result<()> {
         for number in 1..=self.options.complete {
-            if self.start.elapsed() >= self.options.limit {
+            if self.is_over() {
                 return Ok(());
             }
             let mut chance = Chance::new(self.options.seed, 1000 + u64::from(number));
@@ -124,7 +155,7 @@ impl Soak {
                 self.lab.wait(&name, "provisioned", Duration::from_secs(300), pinned).await?;
             }
             self.know_target(&name)?;
-            self.round_of_new(&domain, number, &plan::Plan::draw_complete(&mut chance)).await?;
+            self.round_of_new(&domain, number, &Plan::draw_complete(&mut chance)).await?;
             self.end(&name).await?;
             self.clear_away(&domain)?;
         }

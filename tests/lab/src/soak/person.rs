@@ -1,6 +1,6 @@
 //! The person at the other end: approves, rolls back, raises the attempt, starts what went off by itself. And breaks things on the way.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::Soak;
-use super::faults::Fault;
+use super::faults::{Fault, Wrong};
 use super::plan::{End, Moment, Plan, moment_of};
 use crate::lab::Outcome;
 use crate::libvirt::Domain;
@@ -26,7 +26,11 @@ const ATTEMPTS: u32 = 8;
 /// What one migration came to.
 #[derive(Debug, Default)]
 pub struct Course {
+    /// Each with the moment that it met.
     pub injected: Vec<(Moment, Fault)>,
+    /// How long the migration was at each moment, but for what was breaking.
+    pub spent: BTreeMap<Moment, Duration>,
+    pub breaking: Duration,
     /// Faults that found nothing to break.
     pub missed: u32,
     /// Cutovers that were given up and tried again.
@@ -45,13 +49,15 @@ pub struct Person<'a> {
     approved: bool,
     /// Ends with the target: a guest that is new.
     stays: bool,
+    looked: Instant,
     course: Course,
 }
 
 impl<'a> Person<'a> {
     pub fn new(soak: &'a Soak, domain: &'a Domain, plan: &'a Plan, stays: bool) -> Self {
         let faults = plan.faults.iter().copied().collect();
-        Self { soak, domain, plan, faults, asked: false, approved: false, stays, course: Course::default() }
+        let looked = Instant::now();
+        Self { soak, domain, plan, faults, asked: false, approved: false, stays, looked, course: Course::default() }
     }
 
     /// Sees the migration to its end.
@@ -86,14 +92,19 @@ impl<'a> Person<'a> {
     async fn act(&mut self, migration: &VmMigration) -> Result<bool> {
         let status = migration.status.clone().unwrap_or_default();
         let (phase, moment) = (status.phase.as_deref().unwrap_or_default(), moment_of(migration));
+        *self.course.spent.entry(moment).or_default() += self.looked.elapsed();
+        self.looked = Instant::now();
         let reason = status.waiting_for.as_ref().map_or("", |waiting| waiting.reason.as_str());
         let cutover = status.cutover.clone().unwrap_or_default();
         if phase == "RolledBack" && self.asked {
             return Ok(true);
         }
-        if let Some((at, fault)) = self.faults.front().copied().filter(|(at, _)| *at <= moment) {
+        if let Some((_, fault)) = self.faults.front().copied().filter(|(at, _)| *at <= moment) {
             self.faults.pop_front();
-            self.inject(at, fault).await?;
+            let begun = Instant::now();
+            self.inject(moment, fault).await?;
+            self.course.breaking += begun.elapsed();
+            self.looked = Instant::now();
             return Ok(false);
         }
         if phase == "Migrated" && self.course.outcome.is_none() {
@@ -134,10 +145,7 @@ impl<'a> Person<'a> {
         soak.watch.excuse(name, false);
         match injected {
             Ok(()) => self.course.injected.push((at, fault)),
-            // Here something was found wrong, not out of reach.
-            Err(error) if fault == Fault::TargetStartedByHand => {
-                return Err(error.context("the target was started by hand"));
-            }
+            Err(error) if error.is::<Wrong>() => return Err(error.context(format!("{fault:?} at {at:?}"))),
             Err(_) => self.course.missed += 1,
         }
         Ok(())

@@ -1,4 +1,6 @@
-//! What is to happen to one migration: how it ends, and what breaks at which moments.
+//! What is to happen to one migration: how it ends, and what breaks at which moments. First every pair of both once, then at random.
+
+use std::collections::VecDeque;
 
 use drover::api::VmMigration;
 
@@ -23,6 +25,21 @@ pub enum Moment {
     GivingBack,
 }
 
+impl Moment {
+    pub const ALL: [Self; 10] = [
+        Self::Beginning,
+        Self::Copying,
+        Self::InSync,
+        Self::CutoverOrdered,
+        Self::ShuttingDown,
+        Self::SourceOff,
+        Self::BootOrdered,
+        Self::TargetOn,
+        Self::Undoing,
+        Self::GivingBack,
+    ];
+}
+
 /// How a migration ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -40,44 +57,47 @@ pub struct Plan {
     pub faults: Vec<(Moment, Fault)>,
 }
 
-const BEFORE: [Moment; 3] = [Moment::Beginning, Moment::Copying, Moment::InSync];
-const CUTOVER: [Moment; 5] =
-    [Moment::CutoverOrdered, Moment::ShuttingDown, Moment::SourceOff, Moment::BootOrdered, Moment::TargetOn];
+/// The moments from which a migration may be rolled back.
+const TO_THE_END: [Moment; 7] = [
+    Moment::Copying,
+    Moment::InSync,
+    Moment::CutoverOrdered,
+    Moment::ShuttingDown,
+    Moment::SourceOff,
+    Moment::BootOrdered,
+    Moment::TargetOn,
+];
 
 impl Plan {
-    /// For a guest that goes back to where it was in any case.
+    /// For a guest that goes back to where it was in any case: `wanted` happens, and sometimes another fault.
+    pub fn with(chance: &mut Chance, wanted: (Moment, Fault)) -> Self {
+        let moved = chance.percent(50);
+        let ends: Vec<Moment> = TO_THE_END.into_iter().filter(|end| moments(*end, true).contains(&wanted.0)).collect();
+        let end = if moved { End::Moved } else { End::RolledBackAt(chance.pick(&ends)) };
+        let more = if chance.percent(30) { 1 } else { 0 };
+        Self::with_faults(chance, end, true, vec![wanted], more)
+    }
+
+    /// Drawn as a whole, for the same.
     pub fn draw(chance: &mut Chance) -> Self {
-        let end = match chance.percent(50) {
-            true => End::Moved,
-            false => {
-                let all: Vec<Moment> =
-                    BEFORE.iter().chain(&CUTOVER).copied().filter(|m| *m > Moment::Beginning).collect();
-                End::RolledBackAt(chance.pick(&all))
-            }
-        };
-        Self::with_faults(chance, end, true)
+        let end = if chance.percent(50) { End::Moved } else { End::RolledBackAt(chance.pick(&TO_THE_END)) };
+        let count = if chance.percent(30) { 2 } else { 1 };
+        Self::with_faults(chance, end, true, Vec::new(), count)
     }
 
     /// For a guest that stays where it was moved to.
     pub fn draw_complete(chance: &mut Chance) -> Self {
-        Self::with_faults(chance, End::Moved, false)
+        let count = if chance.percent(30) { 2 } else { 1 };
+        Self::with_faults(chance, End::Moved, false, Vec::new(), count)
     }
 
-    fn with_faults(chance: &mut Chance, end: End, undone: bool) -> Self {
+    fn with_faults(chance: &mut Chance, end: End, undone: bool, mut faults: Vec<(Moment, Fault)>, more: usize) -> Self {
         let last = match end {
             End::RolledBackAt(moment) => moment,
             End::Moved => Moment::TargetOn,
         };
-        let mut moments: Vec<Moment> =
-            BEFORE.iter().chain(&CUTOVER).copied().filter(|moment| *moment <= last).collect();
-        if undone {
-            moments.push(Moment::Undoing);
-            if last >= Moment::BootOrdered {
-                moments.push(Moment::GivingBack);
-            }
-        }
-        let count = if chance.percent(30) { 2 } else { 1 };
-        let mut faults: Vec<(Moment, Fault)> = (0..count).filter_map(|_| draw_fault(chance, &moments)).collect();
+        let moments = moments(last, undone);
+        faults.extend((0..more).filter_map(|_| draw_fault(chance, &moments)));
         faults.sort_by_key(|(moment, _)| *moment);
         Self { end, faults }
     }
@@ -89,6 +109,26 @@ impl Plan {
             End::Moved => true,
         }
     }
+}
+
+/// Every fault at every moment at which it fits, in an order that follows from the seed, dealt to so many lanes.
+pub fn sweep(seed: u64, lanes: u32) -> Vec<VecDeque<(Moment, Fault)>> {
+    let at = |moment: Moment| Fault::ALL.iter().filter(move |f| f.fits(moment)).map(move |fault| (moment, *fault));
+    let mut pairs: Vec<(Moment, Fault)> = moments(Moment::TargetOn, true).into_iter().flat_map(at).collect();
+    Chance::new(seed, 0).shuffle(&mut pairs);
+    let mut dealt = vec![VecDeque::new(); lanes as usize];
+    let count = dealt.len();
+    for (index, pair) in pairs.into_iter().enumerate() {
+        dealt[index % count].push_back(pair);
+    }
+    dealt
+}
+
+/// What a migration that is rolled back, if at all, from `last` on goes through.
+fn moments(last: Moment, undone: bool) -> Vec<Moment> {
+    let way = [Moment::Beginning].into_iter().chain(TO_THE_END).filter(|moment| *moment <= last);
+    let back = [(Moment::Undoing, Moment::Beginning), (Moment::GivingBack, Moment::BootOrdered)];
+    way.chain(back.into_iter().filter(|(_, from)| undone && last >= *from).map(|(moment, _)| moment)).collect()
 }
 
 /// A fault and one of the moments at which it makes sense; none if this migration has no such moment.
@@ -117,4 +157,43 @@ pub fn moment_of(migration: &VmMigration) -> Moment {
         (status.disks.iter().any(copying), Moment::Copying),
     ];
     reached.iter().find(|(holds, _)| *holds).map_or(Moment::Beginning, |(_, moment)| *moment)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn all(sweep: &[VecDeque<(Moment, Fault)>]) -> Vec<(Moment, Fault)> {
+        sweep.iter().flatten().copied().collect()
+    }
+
+    #[test]
+    fn a_sweep_has_every_fitting_pair_once_and_follows_from_its_seed() {
+        let pairs = all(&sweep(7, 3));
+        let different: BTreeSet<_> = pairs.iter().copied().collect();
+        assert_eq!(different.len(), pairs.len());
+        for fault in Fault::ALL {
+            assert!(pairs.iter().any(|(_, of)| of == fault), "{fault:?} has no moment");
+        }
+        assert!(pairs.iter().all(|(moment, fault)| fault.fits(*moment)));
+        assert!(pairs.len() > 200, "{}", pairs.len());
+        assert_eq!(pairs, all(&sweep(7, 3)));
+        assert_ne!(pairs, all(&sweep(8, 3)));
+    }
+
+    #[test]
+    fn a_migration_goes_through_the_moment_at_which_something_is_to_break() {
+        let mut chance = Chance::new(1, 1);
+        for pair in all(&sweep(1, 1)) {
+            let plan = Plan::with(&mut chance, pair);
+            assert!(plan.faults.contains(&pair), "{plan:?}");
+            let last = match plan.end {
+                End::RolledBackAt(moment) => moment,
+                End::Moved => Moment::TargetOn,
+            };
+            assert!(plan.faults.iter().all(|(moment, _)| moments(last, true).contains(moment)), "{plan:?}");
+        }
+    }
 }

@@ -7,8 +7,9 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::Soak;
+use super::faults::Fault;
 use super::person::{Course, Person};
-use super::plan::Plan;
+use super::plan::{Moment, Plan};
 use super::tally::Round;
 use crate::hypervisor::Hypervisor;
 use crate::libvirt::Domain;
@@ -16,9 +17,12 @@ use crate::libvirt::Domain;
 /// Most time until a source that was given back has booted and writes, and everything of its migration is gone.
 const SETTLED: Duration = Duration::from_secs(120);
 
+/// What broke, and at which moments.
+type Met = Vec<(Moment, Fault)>;
+
 impl Soak {
     /// A migration of a guest that is the source again in the end.
-    pub(super) async fn round_of_reused(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<()> {
+    pub(super) async fn round_of_reused(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<Met> {
         let (name, begun) = (&domain.name, Instant::now());
         let first = domain.console().last_ack().unwrap_or(0);
         let attempt = self.lab.migrations().get(name).await.map_or(number, |m| m.spec.attempt.unwrap_or(0) + 1);
@@ -34,7 +38,7 @@ impl Soak {
     }
 
     /// A migration of a guest that stays where it went.
-    pub(super) async fn round_of_new(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<()> {
+    pub(super) async fn round_of_new(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<Met> {
         let begun = Instant::now();
         let course =
             Person::new(self, domain, plan, true).follow().await.with_context(|| repeat(&domain.name, number, plan))?;
@@ -69,7 +73,7 @@ impl Soak {
         Ok(())
     }
 
-    async fn count(&self, domain: &Domain, number: u32, plan: &Plan, seen: Seen) -> Result<()> {
+    async fn count(&self, domain: &Domain, number: u32, plan: &Plan, seen: Seen) -> Result<Met> {
         let gap = domain.console().longest_gap_since(seen.first);
         let moved = seen.course.outcome.as_ref();
         let sighting = self.watch.take(&domain.name);
@@ -87,12 +91,14 @@ impl Soak {
             missed: seen.course.missed,
             leftovers: seen.left,
             injected: seen.course.injected,
+            spent: seen.course.spent,
+            breaking: seen.course.breaking,
         };
         println!("{:8.1} s  {round}", self.start.elapsed().as_secs_f64());
-        let violations = round.violations();
+        let (violations, met) = (round.violations(), round.injected.clone());
         self.tally().add(round);
         if violations.is_empty() {
-            return Ok(());
+            return Ok(met);
         }
         bail!(
             "{}: {} (longest wait: {gap:?})\n{}",

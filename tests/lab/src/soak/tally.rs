@@ -27,6 +27,8 @@ pub struct Round {
     pub missed: u32,
     pub leftovers: Vec<String>,
     pub injected: Vec<(Moment, Fault)>,
+    pub spent: BTreeMap<Moment, Duration>,
+    pub breaking: Duration,
 }
 
 impl Round {
@@ -64,6 +66,10 @@ pub struct Tally {
     rounds: Vec<Round>,
     leftovers: u32,
     violations: Vec<String>,
+    /// How many pairs of fault and moment there are.
+    pairs: usize,
+    /// Those that could not be met.
+    unmet: Vec<(Moment, Fault)>,
 }
 
 impl Tally {
@@ -74,6 +80,14 @@ impl Tally {
 
     pub(super) fn leftovers(&mut self, found: &[String]) {
         self.leftovers += u32::try_from(found.len()).unwrap_or(u32::MAX);
+    }
+
+    pub(super) fn sweeps(&mut self, pairs: usize) {
+        self.pairs = pairs;
+    }
+
+    pub(super) fn unmet(&mut self, pairs: impl IntoIterator<Item = (Moment, Fault)>) {
+        self.unmet.extend(pairs);
     }
 
     pub(super) fn violation(&mut self, what: String) {
@@ -112,17 +126,52 @@ impl fmt::Display for Tally {
             writeln!(out, "  {name:<36}{number:>8}")?;
         }
         writeln!(out, "  {:<36}{:>5} ms", "worst stall of a guest's write", worst.as_millis())?;
-        let mut kinds: BTreeMap<Fault, (u32, Duration)> = BTreeMap::new();
-        for round in &self.rounds {
-            for (_, fault) in &round.injected {
-                let kind = kinds.entry(*fault).or_default();
-                *kind = (kind.0 + 1, kind.1.max(round.stall));
+        self.show_faults(out)?;
+        self.show_time(out)
+    }
+}
+
+impl Tally {
+    /// How often each fault met each moment.
+    fn show_faults(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut met: BTreeMap<Fault, BTreeMap<Moment, u32>> = BTreeMap::new();
+        let mut stalls: BTreeMap<Fault, Duration> = BTreeMap::new();
+        for (round, (moment, fault)) in self.rounds.iter().flat_map(|r| r.injected.iter().map(move |pair| (r, pair))) {
+            *met.entry(*fault).or_default().entry(*moment).or_default() += 1;
+            let stall = stalls.entry(*fault).or_default();
+            *stall = round.stall.max(*stall);
+        }
+        let different: usize = met.values().map(BTreeMap::len).sum();
+        writeln!(out, "\n  {different} different pairs of fault and moment were met; {} make sense", self.pairs)?;
+        write!(out, "\n  {:<24}{:>12}", "fault", "worst stall")?;
+        Moment::ALL.iter().try_for_each(|moment| write!(out, "{:>16}", format!("{moment:?}")))?;
+        for (fault, moments) in &met {
+            write!(out, "\n  {:<24}{:>9} ms", format!("{fault:?}"), stalls[fault].as_millis())?;
+            for moment in Moment::ALL {
+                let times = moments.get(&moment).map(u32::to_string);
+                let none = if fault.fits(moment) { "-" } else { "" };
+                write!(out, "{:>16}", times.as_deref().unwrap_or(none))?;
             }
         }
-        writeln!(out, "\n  {:<36}{:>8}  {:>11}", "fault", "times", "worst stall")?;
-        for (fault, (times, stall)) in kinds {
-            writeln!(out, "  {:<36}{times:>8}  {:>8} ms", format!("{fault:?}"), stall.as_millis())?;
+        if !self.unmet.is_empty() {
+            let unmet: Vec<String> = self.unmet.iter().map(|(at, fault)| format!("{fault:?} at {at:?}")).collect();
+            write!(out, "\n\n  not met, or not yet: {}", unmet.join(", "))?;
         }
-        Ok(())
+        writeln!(out)
+    }
+
+    /// Where the time of a migration goes.
+    fn show_time(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.rounds.len().max(1) as f64;
+        let mut spent: BTreeMap<Moment, Duration> = BTreeMap::new();
+        for (moment, time) in self.rounds.iter().flat_map(|round| &round.spent) {
+            *spent.entry(*moment).or_default() += *time;
+        }
+        let breaking: Duration = self.rounds.iter().map(|round| round.breaking).sum();
+        let whole: f64 = self.rounds.iter().map(|round| round.seconds).sum();
+        write!(out, "\n  mean of a migration: {:.1} s", whole / count)?;
+        write!(out, ", of which breaking {:.1}", breaking.as_secs_f64() / count)?;
+        spent.iter().try_for_each(|(at, time)| write!(out, ", {at:?} {:.1}", time.as_secs_f64() / count))?;
+        writeln!(out)
     }
 }
