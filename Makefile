@@ -18,15 +18,15 @@ demo: setup build ## Migrate one running VM in the lab and show that nothing is 
 
 .PHONY: test
 test: setup check build ## Everything that must hold: quick checks, then every part end to end
-	$(call timed,tests,cargo test --workspace --quiet -- --test-threads=2)
+	$(call timed,tests,cargo test --workspace --quiet -- --test-threads=3)
 
 .PHONY: test-all
 test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
-	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --skip three_events --test-threads=2)
+	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --skip three_events --test-threads=3)
 
 .PHONY: explore
 explore: ## Explore the decisions with three events in every run: long
-	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
+	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=3)
 
 .PHONY: soak
 soak: setup build ## Migrations with every fault at every moment, then random ones, until MINUTES=10 or MIGRATIONS=n; SEED=n repeats one, GUESTS=4 and COMPLETE=20 say how many

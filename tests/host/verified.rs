@@ -131,6 +131,8 @@ fn end_mirror_during_shutdown(host: &Host, guest: &Domain, migration: &mut Migra
     migration.wait("asked", |status| status.quiesce.as_ref().is_some_and(|q| q.shutdown_requested_at.is_some()));
     migration.driver.signal(Signal::SIGSTOP).unwrap();
     let ended = host.libvirt.virsh(&["blockjob", "web01", "vda", "--abort"]).is_ok();
+    // It may have been stopped between its record of the request and the request.
+    let _ = guest.shutdown();
     guest.wait_state("shut off", LIMIT).unwrap();
     if ended {
         // Whether the guest still wrote something after that is chance; this is what it would have been.
