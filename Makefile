@@ -26,7 +26,7 @@ test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
 
 .PHONY: explore
 explore: ## Explore the decisions with three events in every run: long
-	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=3)
+	$(call timed,explore,cargo test --profile explore --test model -- --nocapture --include-ignored --test-threads=2)
 
 .PHONY: soak
 soak: setup build ## Migrations with every fault at every moment, then random ones, until MINUTES=10 or MIGRATIONS=n; SEED=n repeats one, GUESTS=4 and COMPLETE=20 say how many
