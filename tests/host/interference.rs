@@ -2,10 +2,11 @@
 //! of another shape is never proven to have been moved.
 
 use drover::api::block_copy::Want;
-use drover_lab::libvirt::Domain;
+use drover_lab::libvirt::{Domain, GuestSpec};
+use nix::sys::signal::Signal;
 
 use crate::faults::{one_disk, writes_on};
-use crate::host::{DISK, FAST, Host, SLOW};
+use crate::host::{DISK, FAST, Host, LIMIT, SLOW};
 use crate::migration::Migration;
 
 /// Each must be refused while a mirror runs, and change nothing.
@@ -40,6 +41,9 @@ fn second_disk(host: &Host, how: &str) {
     let path = path.display().to_string();
     let command: &[&str] = match how {
         "attach" => &["attach-disk", "web01", &path, "vdb", "--driver", "qemu", "--subdriver", "raw", "--live"],
+        "attach for good" => {
+            &["attach-disk", "web01", &path, "vdb", "--driver", "qemu", "--subdriver", "raw", "--live", "--config"]
+        }
         _ => &["detach-disk", "web01", "vdb", "--live"],
     };
     host.libvirt.virsh(command).unwrap();
@@ -95,4 +99,24 @@ fn a_disk_that_was_resized_after_it_was_looked_at_is_not_copied() {
     migration.finish();
     assert_eq!((host.mark(&guest), migration.claim(&host, &guest)), (None, None));
     writes_on(&guest);
+}
+
+#[test]
+fn a_disk_that_is_added_between_the_order_to_shut_down_and_the_end_is_never_left_behind() {
+    let host = Host::start();
+    // It goes off when this test has its agent do so, and not before.
+    let guest = host.guest(&GuestSpec { agent: true, deaf: true, ..one_disk() });
+    let mut migration = Migration::of(&host, &guest);
+    migration.reach(Want::Mirror);
+    migration.wait_in_sync();
+    migration.want(Want::Quiesce);
+    migration.wait("asked", |status| status.quiesce.as_ref().is_some_and(|q| q.shutdown_requested_at.is_some()));
+    migration.driver.signal(Signal::SIGSTOP).unwrap();
+    second_disk(&host, "attach for good");
+    host.libvirt.virsh(&["shutdown", "web01", "--mode", "agent"]).unwrap();
+    guest.wait_state("shut off", LIMIT).unwrap();
+    migration.driver.signal(Signal::SIGCONT).unwrap();
+    let status = migration.wait("proven or refused", |status| status.reached.is_some() || status.problem.is_some());
+    assert_eq!(status.reached, None, "proven without its second disk");
+    migration.problem("SourceChanged");
 }

@@ -99,7 +99,8 @@ fn check_source(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory) -> Result
     }
 }
 
-fn changed(turn: &Turn<'_>, machine: &Machine, memory: &Memory) -> Option<String> {
+/// In what the machine is no longer what the order was made for.
+pub(super) fn changed(turn: &Turn<'_>, machine: &Machine, memory: &Memory) -> Option<String> {
     for disk in &machine.disks {
         let Some(ordered) = turn.order.disks.iter().find(|ordered| ordered.device == disk.device) else {
             return Some(format!("Disk {} is not part of the order.", disk.device));

@@ -7,7 +7,7 @@
 use super::effect::{Effect, Proviso};
 use super::memory::Memory;
 use super::mirror;
-use super::quiesce::{fail, remember_who};
+use super::quiesce::{changed_in_the_shutdown, fail, remember_who};
 use super::seen::{ComparisonProgress, DomainSeen, Fact, ProcessId, ProcessesSeen, ShutdownBy};
 use super::turn::Turn;
 use crate::api::block_copy::{HowOff, MirrorState, QuiesceStatus, RepairStatus, Want};
@@ -27,6 +27,9 @@ pub(super) fn prove(
 ) {
     mirror::report(turn, domain, memory);
     remember_who(domain, memory);
+    if changed_in_the_shutdown(turn, domain, memory) {
+        return;
+    }
     let done = prove_off(turn, domain, memory, &mut quiesce, orderly)
         && prove_drained(turn, memory, &mut quiesce)
         && end_writers(turn, memory, &mut quiesce)

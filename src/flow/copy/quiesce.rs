@@ -145,10 +145,24 @@ fn not_in_sync(turn: &mut Turn<'_>, memory: &mut Memory) {
     );
 }
 
+/// A disk that was added or exchanged after the shutdown was requested would be left behind.
+pub(super) fn changed_in_the_shutdown(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) -> bool {
+    let Some(what) = domain.machine.as_ref().ok().and_then(|machine| mirror::changed(turn, machine, memory)) else {
+        return false;
+    };
+    let message =
+        format!("{what} It was changed while the guest was asked to shut down: release the source, and plan again.");
+    fail(turn, memory, "SourceChanged", message);
+    true
+}
+
 /// The shutdown was sent; the guest is not off yet.
 fn await_off(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, quiesce: &QuiesceStatus) {
     mirror::report(turn, domain, memory);
     remember_who(domain, memory);
+    if changed_in_the_shutdown(turn, domain, memory) {
+        return;
+    }
     if let Some(relay) = turn.relay() {
         let broken = match &memory.attempt {
             Some(attempt) => mirror::relay_broken(turn, attempt, relay),

@@ -872,6 +872,31 @@ fn off_is_not_proven_while_anything_holds_a_disk_or_could_bring_the_guest_back()
 }
 
 #[test]
+fn a_disk_that_is_added_in_the_shutdown_is_not_left_behind() {
+    for off in [false, true] {
+        let mut host = Host::in_sync();
+        host.obeys = false;
+        host.want(Want::Quiesce);
+        while host.shutdowns() == 0 {
+            host.turn();
+        }
+        let added = Disk { device: "vdc".into(), ..machine().disks[0].clone() };
+        host.domain.machine.as_mut().unwrap().disks.push(added);
+        if off {
+            host.domain.shutdown_by = Some(ShutdownBy::Guest);
+            host.power_off();
+        }
+        host.turns(5);
+        assert_eq!((host.reason(), host.status.reached), ("SourceChanged", None), "{off}");
+        host.want(Want::Release);
+        host.turns(60);
+        host.seconds += 700;
+        host.turns(5);
+        assert_eq!((host.domain.power, host.status.reached), (Power::Running, Some(Want::Release)), "{off}");
+    }
+}
+
+#[test]
 fn a_backlog_lost_after_power_off_is_never_equal() {
     let mut host = Host::in_sync();
     host.want(Want::Quiesce);

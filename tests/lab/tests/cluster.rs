@@ -61,6 +61,7 @@ async fn only_a_hostname_is_needed(cluster: &drover_lab::cluster::Cluster, clien
     let cutover = json!({
         "shutdown": {"method": "Acpi", "timeoutSeconds": 300, "onTimeout": "GiveUp"},
         "maxDowntimeSeconds": 900,
+        "onDifference": "Repair",
         "verifyTimeoutSeconds": 600,
         "onVerifyFailure": "Wait",
         "onSourceStarted": "Alarm",

@@ -243,9 +243,16 @@ impl Lab {
 
     /// Deletes a migration and waits until it is gone.
     pub async fn delete(&self, name: &str) -> Result<()> {
-        self.migrations().delete(name, &DeleteParams::default()).await?;
         let start = Instant::now();
-        while self.migrations().get_opt(name).await?.is_some() {
+        // The API server may be down for a moment in some tests.
+        while let Err(error) = self.migrations().delete(name, &DeleteParams::default()).await {
+            if matches!(&error, kube::Error::Api(status) if status.is_not_found()) {
+                break;
+            }
+            ensure!(start.elapsed() < Duration::from_secs(60), "{name} could not be deleted: {error}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        while !matches!(self.migrations().get_opt(name).await, Ok(None)) {
             ensure!(
                 start.elapsed() < Duration::from_secs(120),
                 "{name} is still there 120 s after it was deleted\n{}",

@@ -107,7 +107,7 @@ impl Soak {
         self.lab.libvirt.virsh(&["autostart", &name])?;
         {
             let _quiet = self.provisioning.write().await;
-            self.lab.migrate(&name).await?;
+            person::answered(|| self.lab.migrate(&name)).await?;
             self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
         }
         self.know_target(&name)?;
@@ -148,7 +148,7 @@ impl Soak {
             let domain = self.guest(&name, 100 + number)?;
             {
                 let _quiet = self.provisioning.write().await;
-                self.lab.migrate(&name).await?;
+                person::answered(|| self.lab.migrate(&name)).await?;
                 let pinned = |migration: &drover::api::VmMigration| {
                     migration.status.as_ref().is_some_and(|status| status.target.is_some())
                 };

@@ -183,29 +183,27 @@ impl<'a> Person<'a> {
 
     /// What the target found when it booted; asked again while the API server does not answer.
     async fn outcome(&self) -> Result<Outcome> {
-        let start = Instant::now();
-        loop {
-            match self.soak.lab.outcome(&self.domain.name, self.domain).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error),
-                Err(_) => sleep(Duration::from_secs(1)).await,
-            }
-        }
+        answered(|| self.soak.lab.outcome(&self.domain.name, self.domain)).await
     }
 }
 
 impl Soak {
     /// Changes a spec, whatever the API server is going through.
     pub(super) async fn patch(&self, name: &str, spec: Value) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let patched = tokio::time::timeout(Duration::from_secs(10), self.lab.patch(name, spec.clone())).await;
-            match patched {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) if start.elapsed() > Duration::from_secs(60) => return Err(error),
-                Err(_) if start.elapsed() > Duration::from_secs(60) => bail!("the API server did not answer for 60 s"),
-                Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(500)).await,
-            }
+        answered(|| self.lab.patch(name, spec.clone())).await
+    }
+}
+
+/// Asks again while the API server, which is broken too, does not answer.
+pub(super) async fn answered<T, Asked: Future<Output = Result<T>>>(ask: impl Fn() -> Asked) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let late = start.elapsed() > Duration::from_secs(60);
+        match tokio::time::timeout(Duration::from_secs(10), ask()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if late => return Err(error),
+            Err(_) if late => bail!("the API server did not answer for 60 s"),
+            Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(500)).await,
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::Soak;
 use super::faults::Fault;
-use super::person::{Course, Person};
+use super::person::{Course, Person, answered};
 use super::plan::{Moment, Plan};
 use super::tally::Round;
 use crate::hypervisor::Hypervisor;
@@ -110,7 +110,8 @@ impl Soak {
 
     /// Deletes the migration; nothing of it may be left.
     pub(super) async fn end(&self, name: &str) -> Result<()> {
-        let uid = self.lab.migrations().get(name).await?.metadata.uid.unwrap_or_default();
+        let migration = answered(async || Ok(self.lab.migrations().get(name).await?)).await?;
+        let uid = migration.metadata.uid.unwrap_or_default();
         self.lab.delete(name).await?;
         let start = Instant::now();
         loop {
