@@ -24,7 +24,7 @@ struct Args {
     #[arg(long)]
     seed: Option<u64>,
     /// Guests that are migrated and rolled back over and over.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     guests: u32,
     /// Migrations of new guests, provisioned by Terraform.
     #[arg(long, default_value_t = 20)]
