@@ -31,7 +31,8 @@ struct Args {
     complete: u32,
 }
 
-#[tokio::main]
+// More than there are lanes: `virsh` and the like keep a thread waiting.
+#[tokio::main(worker_threads = 12)]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond().unsigned_abs() % 1_000_000);

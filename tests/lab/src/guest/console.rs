@@ -1,9 +1,14 @@
 //! What a guest said on its serial console.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::Records;
+
+/// What holds the newest records.
+const END_BYTES: u64 = 4096;
 
 /// A console's file, read anew by each question.
 #[derive(Clone, Debug)]
@@ -34,9 +39,25 @@ impl Console {
         self.complete_lines().lines().filter_map(ack).collect()
     }
 
-    /// The newest acknowledged record.
+    /// The newest acknowledged record. It is asked for all the time, so only the end of a long console is read.
     pub fn last_ack(&self) -> Option<u64> {
-        self.acks().last().map(|(n, _)| *n)
+        let end = self.end().unwrap_or_default();
+        let text = String::from_utf8_lossy(&end);
+        let complete = &text[..text.rfind('\n').unwrap_or(0)];
+        let found = complete.lines().rev().find_map(ack).map(|(n, _)| n);
+        found.or_else(|| self.acks().last().map(|(n, _)| *n))
+    }
+
+    fn end(&self) -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(&self.path)?;
+        let begin = file.metadata()?.len().saturating_sub(END_BYTES);
+        file.seek(SeekFrom::Start(begin))?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end)?;
+        // The first line may lack its beginning.
+        let first =
+            if begin == 0 { 0 } else { end.iter().position(|byte| *byte == b'\n').map_or(end.len(), |at| at + 1) };
+        Ok(end.split_off(first))
     }
 
     /// The longest time between two acknowledgements from record `since` on, by the guest's own clock, in milliseconds.
@@ -104,4 +125,21 @@ fn verified(line: &str) -> Option<(u32, Records)> {
         .split(' ')
         .filter_map(|field| field.split_once('=')?.1.parse::<u64>().ok());
     Some((u32::try_from(fields.next()?).ok()?, Records { upto: fields.next()?, bad: fields.next()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_record_of_a_long_console_is_its_last_whole_line() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let console = Console::new(file.path());
+        assert_eq!(console.last_ack(), None);
+        let many: String = (1..=1000).map(|n| format!("ACK {n} {}\n", n * 50)).collect();
+        std::fs::write(file.path(), format!("UP\n{many}ACK 10")).expect("written");
+        assert_eq!(console.last_ack(), Some(1000));
+        std::fs::write(file.path(), format!("{many}{}\n", "x".repeat(5000))).expect("written");
+        assert_eq!(console.last_ack(), Some(1000));
+    }
 }

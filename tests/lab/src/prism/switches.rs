@@ -92,6 +92,14 @@ impl Switches {
         self.max_minor.store(minor, Ordering::SeqCst);
     }
 
+    /// Whether anything is still to go wrong.
+    pub fn is_wrong(&self) -> bool {
+        let counts = [&self.refuse_calls, &self.lose_answers, &self.fail_tasks];
+        counts.iter().any(|count| count.load(Ordering::SeqCst) > 0)
+            || self.tasks_are_held()
+            || !self.answer_delay().is_zero()
+    }
+
     pub(super) fn take_refusal(&self) -> Option<StatusCode> {
         let status = StatusCode::from_u16(self.refusal.load(Ordering::SeqCst)).ok();
         status.filter(|_| take_one(&self.refuse_calls))

@@ -1,7 +1,7 @@
 //! What may break, and how it is broken.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use drover::api::VmMigration;
@@ -10,11 +10,12 @@ use kube::api::DeleteParams;
 use kube::{Api, ResourceExt};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
-use super::STORAGE_BYTES_PER_S;
 use super::plan::Moment;
+use super::{STORAGE_BYTES_PER_S, insist};
 use crate::hypervisor::Hypervisor;
 use crate::lab::{Lab, SYSTEM};
 use crate::libvirt::Domain;
@@ -120,6 +121,9 @@ impl Fault {
     }
 }
 
+/// How long what hangs does so: longer than a guest's write may be held up.
+const HANG: Duration = Duration::from_secs(5);
+
 /// What went wrong at a fault, other than that there was nothing to break.
 #[derive(Debug)]
 pub struct Wrong(String);
@@ -163,9 +167,9 @@ impl Faults {
         let name = &source.name;
         match fault {
             Fault::ControllerKilled => lab.kill_controller(),
-            Fault::ControllerHangs => self.hang("drover-operator", "operator", 8).await,
+            Fault::ControllerHangs => self.hang("drover-operator", "operator").await,
             Fault::DriverKilled => lab.kill_host_container(name, "driver").await,
-            Fault::DriverHangs => self.hang(&lab.copy_of(name).await?.name_any(), "driver", 8).await,
+            Fault::DriverHangs => self.hang(&lab.copy_of(name).await?.name_any(), "driver").await,
             Fault::RelayKilled => lab.kill_host_container(name, "relay").await,
             Fault::RelayHangs => self.hang_relay(name).await,
             Fault::RelayKilledWithBacklog => self.lose_backlog(source).await,
@@ -190,13 +194,13 @@ impl Faults {
             Fault::StorageHangs => {
                 let _one = self.storage.lock().await;
                 lab.nfs.pause()?;
-                sleep(Duration::from_secs(6)).await;
+                sleep(HANG).await;
                 lab.nfs.resume()
             }
             Fault::StorageSlow => {
                 let _one = self.storage.lock().await;
                 self.storage_rate(STORAGE_BYTES_PER_S / 16);
-                sleep(Duration::from_secs(6)).await;
+                sleep(HANG).await;
                 self.storage_rate(STORAGE_BYTES_PER_S);
                 Ok(())
             }
@@ -208,7 +212,7 @@ impl Faults {
             Fault::ApiServerHangs => {
                 let _one = self.cluster.lock().await;
                 lab.cluster.pause_api_server()?;
-                sleep(Duration::from_secs(8)).await;
+                sleep(HANG).await;
                 lab.cluster.resume_api_server()
             }
             Fault::EtcdKilled => {
@@ -237,9 +241,9 @@ impl Faults {
         }
     }
 
-    async fn hang(&self, pod: &str, container: &str, seconds: u64) -> Result<()> {
+    async fn hang(&self, pod: &str, container: &str) -> Result<()> {
         self.lab.runner.kill_container(SYSTEM, pod, container, Signal::SIGSTOP)?;
-        sleep(Duration::from_secs(seconds)).await;
+        sleep(HANG).await;
         // It may have been killed meanwhile.
         let _ = self.lab.runner.kill_container(SYSTEM, pod, container, Signal::SIGCONT);
         Ok(())
@@ -254,7 +258,7 @@ impl Faults {
         let worker = children.split_whitespace().next().context("the relay has no worker")?;
         let worker = Pid::from_raw(worker.parse()?);
         kill(worker, Signal::SIGSTOP)?;
-        sleep(Duration::from_secs(6)).await;
+        sleep(HANG).await;
         let _ = kill(worker, Signal::SIGCONT);
         Ok(())
     }
@@ -291,7 +295,10 @@ impl Faults {
             Fault::PrismFailsTask => switches.fail_next_tasks(1),
             _ => switches.hold_tasks(true),
         }
-        sleep(Duration::from_secs(8)).await;
+        let begun = Instant::now();
+        while begun.elapsed() < HANG && switches.is_wrong() {
+            sleep(Duration::from_millis(100)).await;
+        }
         switches.refuse_next_calls(0);
         switches.set_answer_delay(Duration::ZERO);
         switches.lose_next_answers(0);
@@ -336,9 +343,10 @@ impl Faults {
     async fn hold(&self, source: &Domain) -> Result<()> {
         let _one = self.storage.lock().await;
         self.storage_rate(STORAGE_BYTES_PER_S / 16);
-        self.lab.patch(&source.name, serde_json::json!({"hold": true, "approved": true})).await?;
-        sleep(Duration::from_secs(5)).await;
+        let held = |held: Option<bool>| self.lab.patch(&source.name, json!({"hold": held, "approved": held}));
+        insist(|| held(Some(true))).await?;
+        sleep(HANG).await;
         self.storage_rate(STORAGE_BYTES_PER_S);
-        self.lab.patch(&source.name, serde_json::json!({"hold": null, "approved": null})).await
+        insist(|| held(None)).await
     }
 }

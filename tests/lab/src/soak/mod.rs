@@ -12,11 +12,12 @@ mod round;
 mod tally;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tokio::sync::RwLock;
 
 use crate::guest::Load;
@@ -33,6 +34,8 @@ const MIB: u64 = 1 << 20;
 /// What the storage takes: a disk is copied in seconds, and a moment in the copy can be met.
 pub const STORAGE_BYTES_PER_S: u64 = 16 * MIB;
 
+/// Most time until a guest writes.
+const BOOTED: Duration = Duration::from_secs(120);
 /// How often a fault is to meet its moment before it is given up.
 const TRIES: u32 = 3;
 
@@ -62,6 +65,19 @@ struct Soak {
     start: Instant,
     /// Migrations of the reused guests that were begun.
     begun: AtomicU32,
+}
+
+/// Asks again and again, whatever the API server and libvirt's daemon are going through.
+async fn insist<T, F: Future<Output = Result<T>>>(ask: impl Fn() -> F) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        let answer = tokio::time::timeout(Duration::from_secs(10), ask()).await;
+        match answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within 10 s"))) {
+            Ok(answer) => return Ok(answer),
+            Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
 }
 
 /// Runs the soak in a lab. Every violation is in the tally.
@@ -103,11 +119,11 @@ impl Soak {
     async fn reused(self: Arc<Self>, lane: u32, mut pairs: VecDeque<(Moment, Fault)>) -> Result<()> {
         let name = format!("again{lane:02}");
         let mut chance = Chance::new(self.options.seed, u64::from(lane));
-        let domain = self.guest(&name, lane)?;
-        self.lab.libvirt.virsh(&["autostart", &name])?;
+        let domain = self.guest(&name, lane).await?;
+        insist(|| async { self.lab.libvirt.virsh(&["autostart", &name]) }).await?;
         {
             let _quiet = self.provisioning.write().await;
-            person::answered(|| self.lab.migrate(&name)).await?;
+            insist(|| self.lab.migrate(&name)).await?;
             self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
         }
         self.know_target(&name)?;
@@ -145,10 +161,10 @@ impl Soak {
             }
             let mut chance = Chance::new(self.options.seed, 1000 + u64::from(number));
             let name = format!("new{number:02}");
-            let domain = self.guest(&name, 100 + number)?;
+            let domain = self.guest(&name, 100 + number).await?;
             {
                 let _quiet = self.provisioning.write().await;
-                person::answered(|| self.lab.migrate(&name)).await?;
+                insist(|| self.lab.migrate(&name)).await?;
                 let pinned = |migration: &drover::api::VmMigration| {
                     migration.status.as_ref().is_some_and(|status| status.target.is_some())
                 };
@@ -157,20 +173,25 @@ impl Soak {
             self.know_target(&name)?;
             self.round_of_new(&domain, number, &Plan::draw_complete(&mut chance)).await?;
             self.end(&name).await?;
-            self.clear_away(&domain)?;
+            self.clear_away(&domain).await?;
         }
         Ok(())
     }
 
     /// A guest that runs and writes, on two small disks if its number is even.
-    fn guest(&self, name: &str, number: u32) -> Result<Domain> {
-        let load = Load { rate: 20, payload_bytes: 8000, ring: 512, ..Load::default() };
+    async fn guest(&self, name: &str, number: u32) -> Result<Domain> {
+        let load = Load { rate: 10, payload_bytes: 8000, ring: 512, ..Load::default() };
         self.lab.hypervisor.set_load(name, load);
         let disks = if number.is_multiple_of(2) { vec![24 * MIB, 16 * MIB] } else { vec![32 * MIB] };
         let mac = Some(format!("52:54:00:0b:{:02x}:{:02x}", number / 256, number % 256));
         let spec = GuestSpec { name: name.into(), disks, ballast_bytes: 4 * MIB, mac, load, ..GuestSpec::default() };
-        let domain = self.lab.libvirt.define(&spec)?;
-        domain.start_and_write(10)?;
+        let domain = insist(|| async { self.lab.libvirt.define(&spec) }).await?;
+        let begun = Instant::now();
+        while domain.console().last_ack().unwrap_or(0) < 5 {
+            ensure!(begun.elapsed() < BOOTED, "{name} does not write; its console:\n{}", domain.console().text());
+            self.start_if_off(&domain);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
         self.watch.add(name);
         Ok(domain)
     }

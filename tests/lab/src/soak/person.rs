@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use drover::api::VmMigration;
 use drover::api::vm_migration::CutoverStatus;
 use kube::Api;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::Soak;
 use super::faults::{Fault, Wrong};
 use super::plan::{End, Moment, Plan, moment_of};
+use super::{Soak, insist};
 use crate::lab::Outcome;
 use crate::libvirt::Domain;
 
@@ -119,7 +119,7 @@ impl<'a> Person<'a> {
         } else if reason == "Approval" && !self.approved && self.plan.cuts_over() && !self.asked {
             self.approve(migration).await?;
         } else if reason == "SourceNotRunning" {
-            self.start_source();
+            self.soak.start_if_off(self.domain);
         } else if !self.asked && cutover.abandoned.is_some() {
             self.try_again(migration, &cutover).await?;
         }
@@ -158,13 +158,6 @@ impl<'a> Person<'a> {
         self.patch(json!({"approved": true, "approvedDigest": plan.digest})).await
     }
 
-    /// A source that went off by itself is for its owner to start.
-    fn start_source(&self) {
-        if self.domain.state().is_ok_and(|state| state == "shut off") {
-            let _ = self.domain.start();
-        }
-    }
-
     async fn try_again(&mut self, migration: &VmMigration, cutover: &CutoverStatus) -> Result<()> {
         let wanted = migration.spec.attempt.unwrap_or(0);
         let begun = migration.status.as_ref().and_then(|status| status.attempt).unwrap_or(0);
@@ -183,27 +176,27 @@ impl<'a> Person<'a> {
 
     /// What the target found when it booted; asked again while the API server does not answer.
     async fn outcome(&self) -> Result<Outcome> {
-        answered(|| self.soak.lab.outcome(&self.domain.name, self.domain)).await
+        let start = Instant::now();
+        loop {
+            match self.soak.lab.outcome(&self.domain.name, self.domain).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error),
+                Err(_) => sleep(Duration::from_secs(1)).await,
+            }
+        }
     }
 }
 
 impl Soak {
     /// Changes a spec, whatever the API server is going through.
     pub(super) async fn patch(&self, name: &str, spec: Value) -> Result<()> {
-        answered(|| self.lab.patch(name, spec.clone())).await
+        insist(|| self.lab.patch(name, spec.clone())).await
     }
-}
 
-/// Asks again while the API server, which is broken too, does not answer.
-pub(super) async fn answered<T, Asked: Future<Output = Result<T>>>(ask: impl Fn() -> Asked) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        let late = start.elapsed() > Duration::from_secs(60);
-        match tokio::time::timeout(Duration::from_secs(10), ask()).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) if late => return Err(error),
-            Err(_) if late => bail!("the API server did not answer for 60 s"),
-            Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(500)).await,
+    /// A source that went off by itself is for its owner to start.
+    pub(super) fn start_if_off(&self, domain: &Domain) {
+        if domain.state().is_ok_and(|state| state == "shut off") {
+            let _ = domain.start();
         }
     }
 }

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use kube::api::DeleteParams;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::Soak;
 use super::faults::Fault;
-use super::person::{Course, Person, answered};
+use super::person::{Course, Person};
 use super::plan::{Moment, Plan};
 use super::tally::Round;
+use super::{Soak, insist};
 use crate::hypervisor::Hypervisor;
 use crate::libvirt::Domain;
 
@@ -25,14 +26,15 @@ impl Soak {
     pub(super) async fn round_of_reused(&self, domain: &Domain, number: u32, plan: &Plan) -> Result<Met> {
         let (name, begun) = (&domain.name, Instant::now());
         let first = domain.console().last_ack().unwrap_or(0);
-        let attempt = self.lab.migrations().get(name).await.map_or(number, |m| m.spec.attempt.unwrap_or(0) + 1);
+        let api = self.lab.migrations();
+        let attempt = insist(|| async { Ok(api.get(name).await?) }).await?.spec.attempt.unwrap_or(0) + 1;
         let again =
             json!({"rollback": null, "hold": null, "approved": null, "approvedDigest": null, "attempt": attempt});
         self.patch(name, again).await?;
         let course =
             Person::new(self, domain, plan, false).follow().await.with_context(|| repeat(name, number, plan))?;
         self.settle(domain).await.with_context(|| repeat(name, number, plan))?;
-        let left = self.lab.leftovers_on_host(domain, false)?;
+        let left = insist(|| async { self.lab.leftovers_on_host(domain, false) }).await?;
         let lost = domain.console().lost_at_boots();
         self.count(domain, number, plan, Seen { begun, first, lost, left, course }).await
     }
@@ -42,15 +44,15 @@ impl Soak {
         let begun = Instant::now();
         let course =
             Person::new(self, domain, plan, true).follow().await.with_context(|| repeat(&domain.name, number, plan))?;
-        self.count(domain, number, plan, Seen { begun, first: 10, lost: 0, left: Vec::new(), course }).await
+        self.count(domain, number, plan, Seen { begun, first: 5, lost: 0, left: Vec::new(), course }).await
     }
 
     /// Waits until the source runs, writes and is watched as before.
     async fn settle(&self, domain: &Domain) -> Result<()> {
         let start = Instant::now();
         let uuid = self.lab.prism.vm_by_name(&domain.name).context("Prism has lost the target")?.uuid;
-        let had = domain.console().acks().len();
-        while domain.console().acks().len() < had + 5 {
+        let had = domain.console().last_ack().unwrap_or(0);
+        while domain.console().last_ack().unwrap_or(0) < had + 5 {
             ensure!(
                 start.elapsed() < SETTLED,
                 "the source does not write; libvirt: {:?}\n{}",
@@ -58,17 +60,14 @@ impl Soak {
                 self.lab.describe(&domain.name).await
             );
             // One that went off by itself, in a migration that was rolled back before anybody had approved it.
-            if start.elapsed() > Duration::from_secs(3) && domain.state().is_ok_and(|state| state == "shut off") {
-                let _ = domain.start();
+            if start.elapsed() > Duration::from_secs(3) {
+                self.start_if_off(domain);
+                sleep(Duration::from_millis(800)).await;
             }
             sleep(Duration::from_millis(200)).await;
         }
-        while domain.state().is_err() {
-            ensure!(start.elapsed() < SETTLED, "libvirt does not answer");
-            sleep(Duration::from_millis(200)).await;
-        }
         ensure!(!self.lab.hypervisor.is_on(&uuid), "the target runs after the rollback");
-        ensure!(domain.autostart()?, "autostart was not restored");
+        ensure!(insist(|| async { domain.autostart() }).await?, "autostart was not restored");
         self.watch.may_be_off(&domain.name, false);
         Ok(())
     }
@@ -110,32 +109,42 @@ impl Soak {
 
     /// Deletes the migration; nothing of it may be left.
     pub(super) async fn end(&self, name: &str) -> Result<()> {
-        let migration = answered(async || Ok(self.lab.migrations().get(name).await?)).await?;
-        let uid = migration.metadata.uid.unwrap_or_default();
-        self.lab.delete(name).await?;
+        let api = self.lab.migrations();
+        let uid = insist(|| async { Ok(api.get(name).await?) }).await?.metadata.uid.unwrap_or_default();
+        insist(|| async {
+            match api.delete(name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                answer => Ok(answer.map(drop)?),
+            }
+        })
+        .await?;
         let start = Instant::now();
         loop {
-            let left = self.lab.leftovers_of(&uid).await.unwrap_or_else(|error| vec![format!("{error:#}")]);
+            let mut left = self.lab.leftovers_of(&uid).await.unwrap_or_else(|error| vec![format!("{error:#}")]);
+            if !matches!(api.get_opt(name).await, Ok(None)) {
+                left.push("the VmMigration".to_owned());
+            }
             if left.is_empty() {
                 return Ok(());
             }
             if start.elapsed() > SETTLED {
                 self.tally().leftovers(&left);
-                bail!("{name} was deleted {SETTLED:?} ago and left: {}", left.join(", "));
+                let why = self.lab.describe(name).await;
+                bail!("{name} was deleted {SETTLED:?} ago and left: {}\n{why}", left.join(", "));
             }
             sleep(Duration::from_millis(500)).await;
         }
     }
 
     /// What its owner does with a machine that was moved and is not needed any more.
-    pub(super) fn clear_away(&self, domain: &Domain) -> Result<()> {
+    pub(super) async fn clear_away(&self, domain: &Domain) -> Result<()> {
         self.watch.remove(&domain.name);
         let vm = self.lab.prism.vm_by_name(&domain.name).context("Prism has lost the target")?;
         ensure!(self.lab.hypervisor.is_on(&vm.uuid), "the target of {} went off after its migration", domain.name);
         self.lab.hypervisor.power_off(&vm.uuid)?;
-        let left = self.lab.leftovers_on_host(domain, true)?;
+        let left = insist(|| async { self.lab.leftovers_on_host(domain, true) }).await?;
         ensure!(left.is_empty(), "{} was moved and left on its host: {}", domain.name, left.join(", "));
-        self.lab.libvirt.virsh(&["undefine", &domain.name])?;
+        insist(|| async { self.lab.libvirt.virsh(&["undefine", &domain.name]) }).await?;
         for disk in domain.disk_paths() {
             std::fs::remove_file(disk)?;
         }
