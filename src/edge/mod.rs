@@ -2,8 +2,10 @@
 
 pub mod fail_point;
 pub mod git;
+pub mod gitlab;
 #[cfg(feature = "host")]
 pub mod host_processes;
+mod http;
 #[cfg(feature = "host")]
 pub mod libvirt;
 #[cfg(feature = "host")]
