@@ -40,6 +40,76 @@ pub struct TerraformRepositorySpec {
     /// Who the commits are by.
     #[serde(default)]
     pub author: CommitAuthor,
+    /// Who applies what is committed, as far as Drover can follow it. Empty = somebody else (Atlantis, tofu-controller, people): Drover waits
+    /// for the VM to appear.
+    #[serde(default)]
+    pub apply: ApplySpec,
+}
+
+/// Who applies what is committed: one of the ways, or none of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.gitlab) || !has(self.job)", "apply.gitlab and apply.job exclude each other"))]
+pub struct ApplySpec {
+    /// The repository's GitLab pipeline plans every commit; a person starts its manual job, or Drover does for a plan that was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gitlab: Option<GitLabApply>,
+    /// No CI at all: a Job in this namespace plans, keeps the plan, and applies exactly that plan when it was approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobApply>,
+}
+
+/// A GitLab pipeline with one job that plans and one that applies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GitLabApply {
+    /// Base URL of GitLab, e.g. `https://gitlab.example.com`.
+    #[schemars(length(min = 9, max = 1024), regex(pattern = r"^https://[^/@]+(/[^@]*)?$"))]
+    pub url: String,
+    /// Path of the project, e.g. `team-a/machines`.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"))]
+    pub project: String,
+    /// Name of the job that plans.
+    #[serde(default = "default_plan_job")]
+    #[schemars(length(min = 1, max = 255))]
+    pub plan_job: String,
+    /// What `terraform show -json` printed of the plan: a file among that job's artifacts.
+    #[serde(default = "default_plan_file")]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "planFile must be relative and must not contain '..'"))]
+    pub plan_file: String,
+    /// Name of the job that applies that saved plan: `when: manual`.
+    #[serde(default = "default_apply_job")]
+    #[schemars(length(min = 1, max = 255))]
+    pub apply_job: String,
+    /// Secret beside this object with `token` (scope `read_api`; `api` if Drover is to start the job that applies) and, unless the
+    /// certificate is publicly trusted, `ca.crt`.
+    pub credentials: SecretRef,
+}
+
+/// Jobs in the repository's namespace that run Terraform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobApply {
+    /// Image with `drover` and, on its PATH, `terraform` or `tofu`.
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+    /// Directory of the repository that is planned.
+    #[serde(default = "default_directory")]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "directory must be relative and must not contain '..'"))]
+    pub directory: String,
+    /// Secret beside this object whose keys become environment variables: credentials of the provider and of the state's backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<SecretRef>,
+    /// Service account of the Jobs: it may create, read and update Secrets in this namespace, where the plan is kept.
+    #[serde(default = "default_service_account")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account: String,
+    /// How long Terraform waits for the state's lock, in seconds.
+    #[serde(default = "default_lock_timeout")]
+    #[schemars(range(max = 86_400))]
+    pub lock_timeout_seconds: u32,
 }
 
 /// Name and address in a commit.
@@ -58,6 +128,30 @@ impl Default for CommitAuthor {
     fn default() -> Self {
         Self { name: default_author_name(), email: default_author_email() }
     }
+}
+
+fn default_plan_job() -> String {
+    "plan".into()
+}
+
+fn default_plan_file() -> String {
+    "plan.json".into()
+}
+
+fn default_apply_job() -> String {
+    "deploy".into()
+}
+
+fn default_directory() -> String {
+    "vms".into()
+}
+
+fn default_service_account() -> String {
+    "drover-terraform".into()
+}
+
+fn default_lock_timeout() -> u32 {
+    300
 }
 
 fn default_branch() -> String {

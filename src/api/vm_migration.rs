@@ -74,9 +74,22 @@ pub struct VmMigrationSpec {
     /// The `TerraformRepository` in this namespace. Absent = the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terraform_ref: Option<NameRef>,
+    /// A person's yes to what Terraform will do. Never the same as approving the cutover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terraform: Option<TerraformSpec>,
     /// How the cutover is done.
     #[serde(default)]
     pub cutover: CutoverSpec,
+}
+
+/// A person's yes to what Terraform will do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TerraformSpec {
+    /// The Terraform plan that is to be applied: must equal `status.terraform.planDigest`. Absent: a person starts the pipeline's job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    pub approved_digest: Option<String>,
 }
 
 /// How the cutover is done.
@@ -310,17 +323,38 @@ pub struct PlanStatus {
     pub notes: Vec<String>,
 }
 
-/// The commit that defines the target.
+/// The commit that defines the target, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TerraformStatus {
     /// Commit id on the branch that holds the file as planned.
     #[schemars(length(max = 64))]
     pub commit: String,
-    /// Digest of the plan it was written from.
-    #[schemars(length(max = 71))]
-    pub plan_digest: String,
     pub pushed_at: Time,
+    /// Where a person looks at the pipeline that plans and applies it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub pipeline_url: Option<String>,
+    /// `sha256:` over what Terraform's plan would change, whatever commit or pipeline it comes from: what `spec.terraform.approvedDigest`
+    /// must equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub plan_digest: Option<String>,
+    /// The plan in a few words, e.g. `1 to create, 0 to change, 0 to delete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub summary: Option<String>,
+    /// Why this plan must not be applied; empty = nothing speaks against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 1024)))]
+    pub refused: Vec<String>,
+    /// What was changed outside of Terraform since it last looked. Reported, never mended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 1024)))]
+    pub drift: Vec<String>,
+    /// The application was ordered by Drover, for the approved plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apply_ordered_at: Option<Time>,
 }
 
 /// The target VM.

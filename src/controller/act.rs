@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::context::{Context, Error};
-use super::{observe, setup};
+use super::{application, observe, setup};
 use crate::api::block_copy::BlockCopySpec;
 use crate::api::vm_migration::{PlanStatus, TargetOrder};
 use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
@@ -30,6 +30,7 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
             Effect::EnsureJob => ("ensure the host-side Job", ensure_job(context, migration, seen).await),
             Effect::DeleteCopy => ("delete the BlockCopy", delete_copy(context, migration).await),
             Effect::Publish(plan) => ("publish the Terraform file", publish(context, migration, seen, &plan).await),
+            Effect::Apply { handle } => ("apply Terraform's plan", apply(context, migration, seen, &handle).await),
             Effect::PowerOn { permit, ext_id, order } => {
                 ("power the target on", power_on(context, seen, permit, &ext_id, &order).await)
             }
@@ -186,6 +187,12 @@ async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: 
     let published = tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
     tracing::info!(migration = %migration.name_any(), commit = published.commit, path = plan.path, "published");
     Ok(())
+}
+
+async fn apply(context: &Context, migration: &VmMigration, seen: &Seen, handle: &str) -> Result<(), Failure> {
+    let setup = seen.setup.as_ref().map_err(refused)?;
+    let applied = application::apply(context, migration, &setup.repository, handle).await;
+    applied.map_err(|refusal| refused(&refusal))
 }
 
 async fn power_on(

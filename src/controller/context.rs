@@ -9,6 +9,7 @@ use kube::{Api, Client};
 
 use super::MAX_BACKOFF;
 use crate::flow::migration::{Refusal, TargetVm};
+use crate::plan::court::Verdict;
 use crate::render::job::JobSettings;
 
 /// What went wrong in a turn, by stage.
@@ -53,10 +54,16 @@ pub struct Context {
     pub jobs: JobSettings,
     failures: Mutex<HashMap<String, Failure>>,
     targets: Mutex<HashMap<String, (Instant, Vec<TargetVm>)>>,
+    /// When a published commit was last seen on its branch, and which.
+    commits: Mutex<HashMap<String, (Instant, String)>>,
+    /// Judgements of Terraform plans, by whose and which plan.
+    verdicts: Mutex<HashMap<String, (Instant, Verdict)>>,
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
 const TARGET_KEPT: Duration = Duration::from_secs(60);
+/// How long a judgement is kept that nobody asks for: it can be made again.
+const VERDICT_KEPT: Duration = Duration::from_secs(3600);
 
 /// Failures in a row of one object.
 #[derive(Clone)]
@@ -73,7 +80,16 @@ impl Context {
                 .context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
         })?;
         let installation = own.metadata.uid.unwrap_or_default();
-        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default(), targets: Mutex::default() })
+        Ok(Self {
+            client,
+            namespace,
+            installation,
+            jobs,
+            failures: Mutex::default(),
+            targets: Mutex::default(),
+            commits: Mutex::default(),
+            verdicts: Mutex::default(),
+        })
     }
 
     /// Notes a failed turn; returns how long to wait before the next.
@@ -106,6 +122,34 @@ impl Context {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|_, (at, _)| at.elapsed() < TARGET_KEPT);
         targets.insert(uid.into(), (Instant::now(), vms.to_vec()));
+    }
+
+    /// The commit that was last seen on the branch for an object, if that is younger than `age`.
+    pub fn recent_commit(&self, uid: &str, age: Duration) -> Option<String> {
+        let commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        commits.get(uid).filter(|(at, _)| at.elapsed() < age).map(|(_, commit)| commit.clone())
+    }
+
+    /// Notes the commit that an object's file was seen on.
+    pub fn remember_commit(&self, uid: &str, commit: &str) {
+        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        commits.retain(|_, (at, _)| at.elapsed() < TARGET_KEPT);
+        commits.insert(uid.into(), (Instant::now(), commit.into()));
+    }
+
+    /// The judgement of a plan, if it was judged before.
+    pub fn verdict(&self, key: &str) -> Option<Verdict> {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, verdict) = verdicts.get_mut(key)?;
+        *at = Instant::now();
+        Some(verdict.clone())
+    }
+
+    /// Notes the judgement of a plan.
+    pub fn remember_verdict(&self, key: String, verdict: Verdict) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.retain(|_, (at, _)| at.elapsed() < VERDICT_KEPT);
+        verdicts.insert(key, (Instant::now(), verdict));
     }
 
     /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.

@@ -1,6 +1,7 @@
 //! LOOP: observe, decide, record, act; wiring.
 
 mod act;
+mod application;
 mod context;
 mod doctor;
 mod evidence;

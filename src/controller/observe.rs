@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::{Api, ResourceExt};
 
 use super::context::{Context, SecretText};
-use super::setup;
+use super::{application, setup};
 use crate::api::common::Tri;
 use crate::api::nutanix_cluster::PrismEndpoint;
 use crate::api::vm_migration::PlanStatus;
@@ -29,6 +29,7 @@ pub async fn observe(context: &Context, migration: &VmMigration) -> Seen {
         copy: Fact::NotAsked,
         placement: Fact::NotAsked,
         published: Fact::NotAsked,
+        application: Fact::NotAsked,
         target: Fact::NotAsked,
     };
     if let Ok(setup) = seen.setup.clone() {
@@ -74,7 +75,18 @@ async fn outside(
         };
     }
     if let (true, Some(plan)) = (needs.published, &status.plan) {
-        seen.published = fact(published(context, migration, setup, plan).await);
+        let uid = migration.uid().unwrap_or_default();
+        let remembered = context.recent_commit(&uid, Duration::from_secs(needs.published_may_be_seconds_old));
+        seen.published = match remembered {
+            Some(commit) => Fact::Known(Some(commit)),
+            None => fact(published(context, migration, setup, plan).await),
+        };
+        if let Fact::Known(Some(commit)) = &seen.published {
+            context.remember_commit(&uid, commit);
+        }
+    }
+    if let (true, Some(terraform)) = (needs.application, &status.terraform) {
+        seen.application = application::observe(context, migration, setup, &terraform.commit).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! PURE: a machine and where it goes, frozen into a plan; its digest; and what would go wrong, found before the copy starts.
 
+pub mod court;
 mod findings;
 
 pub use findings::{Finding, Severity, findings};

@@ -163,6 +163,7 @@ fn seen(model: &Model, question: &Question, spec: &VmMigrationSpec, status: &VmM
             Look::Clear | Look::PrismSilent | Look::PrismOld => Fact::Known(copy),
         },
         placement,
+        application: Fact::NotAsked,
         published: match needs.published {
             true => Fact::Known(question.published.then(|| "commit-1".into())),
             false => Fact::NotAsked,
@@ -230,6 +231,7 @@ impl Model {
             Effect::EnsureJob => return None,
             Effect::DeleteCopy => Errand::DeleteCopy,
             Effect::Publish(_) => Errand::Publish,
+            Effect::Apply { .. } => unreachable!("nobody follows the pipeline in the model"),
             Effect::PowerOn { permit: _, ext_id: _, order } => {
                 Errand::Target(self.sent(&order), Task::PowerOn { excused: false })
             }

@@ -56,6 +56,7 @@ impl Wish {
             source_ref: None,
             target_ref: None,
             terraform_ref: None,
+            terraform: None,
             cutover: CutoverSpec {
                 on_difference: if self.gives_up { OnDifference::GiveUp } else { OnDifference::Repair },
                 ..CutoverSpec::default()

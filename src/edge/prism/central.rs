@@ -1,5 +1,7 @@
 //! Prism Central, API v4.
 
+use std::collections::BTreeSet;
+
 use reqwest::Method;
 use serde_json::Value;
 
@@ -98,6 +100,13 @@ impl PrismCentral {
     pub async fn find_vms_by_name(&self, name: &str) -> Result<Vec<String>, PrismError> {
         let found = self.list("vmm", "ahv/config/vms", &named(name)).await?;
         Ok(found.iter().filter(|vm| vm["name"] == name).filter_map(|vm| text(&vm["extId"])).collect())
+    }
+
+    /// Identifiers of all VMs, each with those of its disks.
+    pub async fn disks_of_all_vms(&self) -> Result<Vec<(String, BTreeSet<String>)>, PrismError> {
+        let found = self.list("vmm", "ahv/config/vms", "").await?;
+        let disks = |vm: &Value| list(&vm["disks"]).iter().filter_map(|disk| text(&disk["extId"])).collect();
+        Ok(found.iter().filter_map(|vm| Some((text(&vm["extId"])?, disks(vm)))).collect())
     }
 
     /// A VM and its ETag; `None` = there is no such VM.
@@ -204,14 +213,16 @@ impl PrismCentral {
         Ok(format!("/api/{namespace}/v4.{}", minor.min(NEWEST_MINOR)))
     }
 
-    /// All entries of a list that an OData filter selects, over all pages.
+    /// All entries of a list that an OData filter selects, over all pages. An empty filter selects all.
     async fn list(&self, namespace: &str, kind: &str, filter: &str) -> Result<Vec<Value>, PrismError> {
         let path = format!("{}/{kind}", self.root(namespace).await?);
         let limit = PAGE.to_string();
         let mut all = Vec::new();
         for page in 0_usize.. {
             let page = page.to_string();
-            let query = [("$filter", filter), ("$limit", limit.as_str()), ("$page", page.as_str())];
+            let pages = [("$limit", limit.as_str()), ("$page", page.as_str())];
+            let filters = (!filter.is_empty()).then_some(("$filter", filter));
+            let query: Vec<(&str, &str)> = pages.into_iter().chain(filters).collect();
             let answer = self.server.call(&Call::get(&path, &query)).await?;
             let entries = answer.body["data"].as_array().cloned().unwrap_or_default();
             let is_last = entries.len() < PAGE;

@@ -7,6 +7,10 @@ use super::watch;
 use crate::api::VmMigrationStatus;
 use crate::api::common::{Condition, MicroTime, Time, Tri};
 
+/// Waits that are nobody's failure: a person, or the hour, ends them.
+pub const FOR_A_PERSON: &[&str] =
+    &["Approval", "ApprovalVoid", "Held", "NotBefore", "PlanApproval", "PlanApprovalVoid"];
+
 /// Rewrites `conditions`, `phase` and `downtime`.
 pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Progress) {
     let (reason, message, stalled) = match outcome {
@@ -15,7 +19,7 @@ pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Prog
     };
     let done = matches!(outcome, Progress::Done);
     let (reason, message) = (reason.to_owned(), message.to_owned());
-    let awaits_person = !done && matches!(reason.as_str(), "Approval" | "ApprovalVoid" | "Held" | "NotBefore");
+    let awaits_person = !done && FOR_A_PERSON.contains(&reason.as_str());
     let mut put = |name: &str, holds: bool, reason: &str, message: &str| {
         set(&mut status.conditions, input, name, holds.into(), reason, message);
     };

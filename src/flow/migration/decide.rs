@@ -57,6 +57,9 @@ pub struct Draft {
 
 /// How soon to look again while something is under way.
 const SOON: Duration = Duration::from_secs(2);
+/// How often to look at what others do in their own time, once that has taken [`A_WHILE_SECONDS`].
+const UNHURRIED: Duration = Duration::from_secs(15);
+const A_WHILE_SECONDS: i64 = 60;
 /// How often to look when only a person can move it on.
 const LATER: Duration = Duration::from_secs(30);
 
@@ -79,8 +82,9 @@ pub fn decide(input: &Input<'_>) -> Decision {
     let outcome = with_deletion(input, &draft.status, with_failure(input, outcome));
     let wake = match &outcome {
         Progress::Waits { refusal, stalled } => {
-            note_wait(input, &mut draft, refusal, if *stalled { LATER } else { SOON });
-            if *stalled { LATER } else { SOON }
+            let pace = if *stalled { LATER } else { pace(input, refusal) };
+            note_wait(input, &mut draft, refusal, pace);
+            pace
         }
         Progress::Done => {
             draft.status.waiting_for = None;
@@ -301,6 +305,15 @@ fn with_deletion(input: &Input<'_>, status: &VmMigrationStatus, outcome: Progres
             Progress::Waits { refusal, stalled }
         }
     }
+}
+
+/// How soon to look again: somebody's pipeline, and the person who starts it, may take days, and Prism and GitLab are asked each time.
+fn pace(input: &Input<'_>, refusal: &Refusal) -> Duration {
+    let for_others =
+        matches!(refusal.reason.as_str(), "Provisioning" | "Applying" | "PlanApproval" | "PlanApprovalVoid");
+    let waiting = input.status.waiting_for.as_ref().filter(|waiting| waiting.reason == refusal.reason);
+    let long = waiting.is_some_and(|waiting| input.now.duration_since(waiting.since.0).as_secs() > A_WHILE_SECONDS);
+    if for_others && long { UNHURRIED } else { SOON }
 }
 
 fn note_wait(input: &Input<'_>, draft: &mut Draft, refusal: &Refusal, next: Duration) {

@@ -19,6 +19,8 @@ pub enum Effect {
     DeleteCopy,
     /// Put the planned file into the repository.
     Publish(Box<PlanStatus>),
+    /// Have Terraform's plan applied: `handle` says which, to the system that holds it.
+    Apply { handle: String },
     /// Power the target on: always the last effect of a decision.
     PowerOn { permit: PowerOnPermit, ext_id: String, order: TargetOrder },
     /// Ask the target's guest to power off.
@@ -38,6 +40,7 @@ impl Effect {
         "EnsureJob",
         "DeleteCopy",
         "Publish",
+        "Apply",
         "PowerOn",
         "ShutDownTarget",
         "PowerOffTarget",
@@ -53,6 +56,7 @@ impl Effect {
             Effect::EnsureJob => "EnsureJob",
             Effect::DeleteCopy => "DeleteCopy",
             Effect::Publish(_) => "Publish",
+            Effect::Apply { .. } => "Apply",
             Effect::PowerOn { .. } => "PowerOn",
             Effect::ShutDownTarget { .. } => "ShutDownTarget",
             Effect::PowerOffTarget { .. } => "PowerOffTarget",

@@ -17,6 +17,8 @@ mod evidence;
 mod gate;
 mod ledger;
 mod permit;
+mod pipeline;
+mod provision;
 mod seen;
 mod step;
 mod target_order;
@@ -28,7 +30,8 @@ pub use decide::{Decision, Input, decide};
 pub use effect::Effect;
 pub use evidence::evidence;
 pub use permit::PowerOnPermit;
-pub use seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+pub use pipeline::{JobState, PipelineJob, stage};
+pub use seen::{Application, Fact, Needs, Placement, Refusal, Seen, Setup, Stage, TargetVm, TargetVmDisk, needs};
 pub use step::Step;
 pub use want::wanted;
 

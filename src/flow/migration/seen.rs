@@ -3,9 +3,10 @@
 use crate::api::{
     BlockCopy, LibvirtHostSpec, NutanixClusterSpec, TerraformRepositorySpec, VmMigrationSpec, VmMigrationStatus,
 };
+use crate::plan::court::Verdict;
 
 /// A fact from outside: known, or not, with the reason. Not known is never "no".
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact<T> {
     /// It was looked at.
     Known(T),
@@ -42,6 +43,8 @@ pub struct Seen {
     pub placement: Fact<Placement>,
     /// The commit that holds the planned file; `Known(None)` = the repository does not hold it yet.
     pub published: Fact<Option<String>>,
+    /// How far the application of the published commit is, where Drover can follow it.
+    pub application: Fact<Application>,
     /// VMs in Prism: those that bear the target's name or, once the target is pinned, just that one.
     pub target: Fact<Vec<TargetVm>>,
 }
@@ -65,6 +68,35 @@ pub struct Placement {
     pub container_ext_id: String,
     /// VLAN to subnet, for the VLANs that the `NutanixCluster` lists.
     pub subnet_ext_ids: Vec<(u16, String)>,
+}
+
+/// What applies the commit, and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Application {
+    /// Where a person looks at it.
+    pub url: Option<String>,
+    pub stage: Stage,
+    /// The judgement of Terraform's plan; not asked as long as there is no plan.
+    pub verdict: Fact<Verdict>,
+    /// What other VMs have lost since that plan was made; asked when it was applied.
+    pub harm: Fact<Vec<String>>,
+}
+
+/// How far an application is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing was begun for the commit, and why, as far as that can be told.
+    Absent { why: String },
+    /// A plan is being made.
+    Planning,
+    /// The plan is there and waits for somebody; `handle` is what starts its application.
+    Planned { handle: String },
+    /// It is being applied.
+    Applying,
+    /// It was applied.
+    Applied,
+    /// It ended before that; somebody has to do what `why` says.
+    Failed { why: String },
 }
 
 /// A VM in Prism.
@@ -102,6 +134,9 @@ pub struct TargetVmDisk {
 pub struct Needs {
     pub placement: bool,
     pub published: bool,
+    /// How old the repository's answer may be: a commit that was seen there is looked for again only in case somebody rewrites history.
+    pub published_may_be_seconds_old: u64,
+    pub application: bool,
     pub target: bool,
     /// How old an answer about the target may be: 0 when something hangs on it; a copy may last for days, and a watch for weeks.
     pub target_may_be_seconds_old: u64,
@@ -111,7 +146,7 @@ pub struct Needs {
     pub tasks: bool,
 }
 
-/// Pace of looking at a target that is being copied to.
+/// Pace of looking at a target that is being copied to, and for a commit that was published.
 const COPYING_SECONDS: u64 = 15;
 /// Pace of watching a target that has taken over.
 const WATCHING_SECONDS: u64 = 30;
@@ -130,7 +165,9 @@ pub fn needs(spec: &VmMigrationSpec, status: &VmMigrationStatus) -> Needs {
     let adopted = status.source.as_ref().is_some_and(|source| source.already_migrated);
     Needs {
         placement: !planned && !adopted,
-        published: planned && !published,
+        published: planned && !pinned,
+        published_may_be_seconds_old: if published { COPYING_SECONDS } else { 0 },
+        application: published && !pinned,
         target: !adopted && !finalised && (!planned || published),
         target_may_be_seconds_old: match (pinned, ordered) {
             _ if taken_over && !undoing => WATCHING_SECONDS,

@@ -7,13 +7,12 @@ use super::effect::Effect;
 use super::gate;
 use super::permit::{PowerOnPermit, too_old};
 use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
-use super::{target_order, undo, watch};
+use super::{provision, target_order, undo, watch};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Disk, Machine};
 use crate::api::vm_migration::{
     CutoverStatus, DiskStatus, OnVerifyFailure, PlanStatus, SourceStatus, StepRecord, TargetDisk, TargetStatus,
-    TerraformStatus,
 };
 use crate::api::{BlockCopy, VmMigrationStatus};
 use crate::{plan, render};
@@ -68,8 +67,8 @@ pub struct Row {
 pub const TABLE: &[Row] = &[
     Row { step: Step::Discover, advance: discover },
     Row { step: Step::Preflight, advance: preflight },
-    Row { step: Step::Publish, advance: publish },
-    Row { step: Step::Provision, advance: provision },
+    Row { step: Step::Publish, advance: provision::publish },
+    Row { step: Step::Provision, advance: provision::provision },
     Row { step: Step::Prepare, advance: prepare },
     Row { step: Step::Mirror, advance: mirror },
     Row { step: Step::Approve, advance: approve },
@@ -232,106 +231,12 @@ fn make_plan(
     })
 }
 
-/// Put the definition of the target into the repository.
-fn publish(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    if draft.status.terraform.is_some() {
-        return Progress::Done;
-    }
-    if input.spec.hold == Some(true) {
-        return Progress::stalled("Held", "planned; spec.hold is set: remove it to go on");
-    }
-    let Some(plan) = draft.status.plan.clone() else { return Progress::waits("Publishing", "there is no plan yet") };
-    match &input.seen.published {
-        Fact::Known(Some(commit)) => {
-            draft.status.terraform =
-                Some(TerraformStatus { commit: commit.clone(), plan_digest: plan.digest, pushed_at: Time(input.now) });
-            Progress::Done
-        }
-        Fact::Known(None) => {
-            let message = format!("pushing {} to the repository", plan.path);
-            draft.effects.push(Effect::Publish(Box::new(plan)));
-            Progress::waits("Publishing", message)
-        }
-        Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: true },
-        Fact::NotAsked => Progress::waits("Publishing", "asking the repository"),
-    }
-}
-
-/// Wait for the pipeline to create the VM, and see that it is the one that was planned.
-fn provision(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    if draft.status.target.is_some() {
-        return Progress::Done;
-    }
-    match planned_target(input, draft) {
-        Ok(_) => Progress::Done,
-        Err(progress) => progress,
-    }
-}
-
-fn planned_target<'a>(input: &'a Input<'_>, draft: &Draft) -> Result<&'a TargetVm, Progress> {
-    let (Some(plan), Some(terraform)) = (&draft.status.plan, &draft.status.terraform) else {
-        return Err(Progress::waits("Provisioning", "nothing was published yet"));
-    };
-    let vms = match &input.seen.target {
-        Fact::Known(vms) => vms,
-        Fact::Unknown(refusal) => return Err(Progress::Waits { refusal: refusal.clone(), stalled: false }),
-        Fact::NotAsked => return Err(Progress::waits("Provisioning", "asking Prism")),
-    };
-    let ours: Vec<&TargetVm> = vms.iter().filter(|vm| vm.description.contains(input.uid)).collect();
-    let vm = match ours.as_slice() {
-        [vm] => *vm,
-        [] if !vms.is_empty() => {
-            let message = format!(
-                "a VM named {} ({}) exists in Prism, but its description does not bear this migration's uid {}: the pipeline did not create it from our file. Rename or remove it",
-                vms[0].name, vms[0].ext_id, input.uid
-            );
-            return Err(Progress::stalled("TargetNotOurs", message));
-        }
-        [] => {
-            let commit = &terraform.commit;
-            let message = format!(
-                "waits for the repository's pipeline to apply commit {commit}, which creates VM {}",
-                plan.target_name
-            );
-            return Err(Progress::waits("Provisioning", message));
-        }
-        several => {
-            let message = format!(
-                "{} VMs in Prism were created for {}: remove or rename all but the one that Terraform created",
-                several.len(),
-                plan.target_name
-            );
-            return Err(Progress::stalled("AmbiguousTarget", message));
-        }
-    };
-    let named = format!("VM {} ({})", vm.name, vm.ext_id);
-    match vm.on {
-        Tri::No => {}
-        Tri::Yes => {
-            let message = format!("{named} runs, but was defined to be created off: somebody started it; power it off");
-            return Err(Progress::stalled("TargetRunning", message));
-        }
-        Tri::Unknown => {
-            return Err(Progress::waits("Provisioning", format!("Prism does not tell whether {named} is off")));
-        }
-    }
-    let sizes: Vec<u64> = vm.disks.iter().map(|disk| disk.size_bytes).collect();
-    if sizes != plan.target_disk_bytes {
-        let message = format!(
-            "{named} has disks of {sizes:?} bytes, planned are {:?}: see what the pipeline applied",
-            plan.target_disk_bytes
-        );
-        return Err(Progress::stalled("TargetDiffers", message));
-    }
-    Ok(vm)
-}
-
 /// Learn where the target's disks lie on the storage, and pin the target's identities: from here on it is this VM and no other.
 fn prepare(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if draft.status.target.is_some() {
         return Progress::Done;
     }
-    let (vm, Some(plan)) = (planned_target(input, draft), &draft.status.plan) else {
+    let (vm, Some(plan)) = (provision::planned_target(input, draft), &draft.status.plan) else {
         return Progress::waits("Preparing", "there is no plan yet");
     };
     let vm = match vm {

@@ -1,8 +1,10 @@
 //! The decision core against a small world in memory: the whole way, and what must never happen on it.
 
+mod provision;
+
 use jiff::{Timestamp, ToSpan};
 
-use super::seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use super::seen::{Application, Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{
     BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MarkState, MirrorState, QuiesceStatus, RepairStatus, Want,
@@ -68,6 +70,10 @@ struct World {
     deleting: bool,
     copy: Option<BlockCopy>,
     published: Option<String>,
+    /// What the repository's pipeline does; `None` = nobody can follow it.
+    application: Option<Application>,
+    /// What was ordered to be applied.
+    applied: Vec<String>,
     target: Option<TargetVm>,
     source_runs: bool,
     host_answers: bool,
@@ -92,6 +98,8 @@ impl World {
             deleting: false,
             copy: None,
             published: None,
+            application: None,
+            applied: vec![],
             target: None,
             source_runs: true,
             host_answers: true,
@@ -107,7 +115,7 @@ impl World {
 
     fn seen(&self) -> Seen {
         let needs = needs(&self.spec, &self.status);
-        let Needs { placement, published, target, target_may_be_seconds_old: _, backing: _, tasks } = needs;
+        let Needs { placement, published, application: application_asked, target, tasks, .. } = needs;
         let placed = Placement {
             cluster_ext_id: "c".into(),
             container_ext_id: "s".into(),
@@ -123,6 +131,10 @@ impl World {
             copy: Fact::Known(self.copy.clone()),
             placement: if placement { Fact::Known(placed) } else { Fact::NotAsked },
             published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
+            application: match &self.application {
+                Some(application) if application_asked => Fact::Known(application.clone()),
+                Some(_) | None => Fact::NotAsked,
+            },
             target: prism(target, Fact::Known(self.target.iter().map(|vm| self.look(vm, tasks)).collect())),
         }
     }
@@ -158,7 +170,7 @@ impl World {
             self.act(effect);
         }
         self.host_side();
-        if self.published.is_some() && self.target.is_none() {
+        if self.published.is_some() && self.target.is_none() && self.application.is_none() {
             self.target = Some(new_target());
         }
         self.now = self.now.checked_add(1.second()).expect("in range");
@@ -184,6 +196,7 @@ impl World {
             Effect::EnsureJob => {}
             Effect::DeleteCopy => self.copy = None,
             Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
+            Effect::Apply { handle } => self.applied.push(handle),
             Effect::PowerOn { permit: _, ext_id, order } => {
                 assert!(!self.source_runs, "I1: the target was powered on while the source ran");
                 self.power_ons.push((ext_id, order.request_id.clone()));
