@@ -392,7 +392,7 @@ fn given_up(input: &Input<'_>, draft: &mut Draft, why: &Problem) -> Progress {
     let want = super::want::wanted(input.spec, &draft.status, false);
     order(input, draft, want);
     let done = matches!(&input.seen.copy, Fact::Known(Some(copy)) if reached(copy, want));
-    let source = if done { "the source runs" } else { "the source is being given back" };
+    let source = if done { "the source was given back" } else { "the source is being given back" };
     Progress::stalled(
         &why.reason,
         format!(

@@ -118,10 +118,13 @@ impl<'a> Person<'a> {
             self.patch(json!({"rollback": true})).await?;
         } else if reason == "Approval" && !self.approved && self.plan.cuts_over() && !self.asked {
             self.approve(migration).await?;
-        } else if reason == "SourceNotRunning" {
-            self.soak.start_if_off(self.domain);
-        } else if !self.asked && cutover.abandoned.is_some() {
-            self.try_again(migration, &cutover).await?;
+        } else {
+            if reason == "SourceNotRunning" {
+                self.soak.start_if_off(self.domain);
+            }
+            if !self.asked && cutover.abandoned.is_some() {
+                self.try_again(migration, &cutover).await?;
+            }
         }
         Ok(false)
     }
