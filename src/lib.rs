@@ -1,7 +1,7 @@
 //! Drover moves running VMs from libvirt/KVM hosts to Nutanix AHV with the outage of one reboot.
 //!
 //! This file is the map. The rooms, in dependency order: a room imports only rooms above it
-//! (`controller` and `host` import all of them but each other).
+//! (`controller`, `host` and `terraform` import all of them but each other).
 //!
 //! | room         | kind  | what lives there |
 //! |--------------|-------|------------------|
@@ -13,6 +13,7 @@
 //! | [`edge`]       | I/O   | one file or folder per outside system, thin |
 //! | [`controller`] | loop  | observe, decide, record, act |
 //! | [`host`]       | loop  | the host-side job: a driver over libvirt, and the relay |
+//! | [`terraform`]  | loop  | the Job that plans and applies a team's repository where there is no CI |
 //!
 //! The invariants every change is held to:
 //!
@@ -39,3 +40,4 @@ pub mod machine;
 pub mod plan;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types)]
 pub mod render;
+pub mod terraform;

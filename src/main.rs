@@ -1,4 +1,4 @@
-//! Command line: `operator | host | evidence | doctor | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
+//! Command line: `operator | host | terraform | evidence | doctor | crds`. Parses, sets up logging, maps errors to an exit code; nothing else.
 
 use std::process::ExitCode;
 
@@ -21,6 +21,9 @@ enum Command {
     #[cfg(feature = "host")]
     #[command(subcommand)]
     Host(drover::host::HostCommand),
+    /// Plan or apply a team's repository, in a Job of its namespace.
+    #[command(subcommand)]
+    Terraform(drover::terraform::TerraformCommand),
     /// Print the evidence of a migration as JSON: approval, proofs, orders, times.
     Evidence(drover::controller::EvidenceArgs),
     /// Show what migrations that are gone have left in the cluster. Exit code 0: nothing; 1: something; 2: it is not known.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Operator(args) => Runtime::new()?.block_on(drover::controller::run(args))?,
+        Command::Terraform(command) => Runtime::new()?.block_on(drover::terraform::run(command))?,
         Command::Evidence(args) => Runtime::new()?.block_on(drover::controller::print_evidence(args))?,
         Command::Doctor(args) => return Ok(Runtime::new()?.block_on(drover::controller::doctor(args))),
         #[cfg(feature = "host")]

@@ -1,5 +1,7 @@
 //! `TerraformRepository`: the git repository that defines a team's machines.
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +108,10 @@ pub struct JobApply {
     #[serde(default = "default_service_account")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account: String,
+    /// Labels of the nodes that the Jobs may run on; empty = any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 16))]
+    pub node_selector: BTreeMap<String, String>,
     /// How long Terraform waits for the state's lock, in seconds.
     #[serde(default = "default_lock_timeout")]
     #[schemars(range(max = 86_400))]

@@ -30,6 +30,7 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
             Effect::EnsureJob => ("ensure the host-side Job", ensure_job(context, migration, seen).await),
             Effect::DeleteCopy => ("delete the BlockCopy", delete_copy(context, migration).await),
             Effect::Publish(plan) => ("publish the Terraform file", publish(context, migration, seen, &plan).await),
+            Effect::Plan { round } => ("have Terraform plan", plan(context, migration, seen, round).await),
             Effect::Apply { handle } => ("apply Terraform's plan", apply(context, migration, seen, &handle).await),
             Effect::PowerOn { permit, ext_id, order } => {
                 ("power the target on", power_on(context, seen, permit, &ext_id, &order).await)
@@ -187,6 +188,12 @@ async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: 
     let published = tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
     tracing::info!(migration = %migration.name_any(), commit = published.commit, path = plan.path, "published");
     Ok(())
+}
+
+async fn plan(context: &Context, migration: &VmMigration, seen: &Seen, round: u32) -> Result<(), Failure> {
+    let setup = seen.setup.as_ref().map_err(refused)?;
+    let planned = application::plan(context, migration, &setup.repository, round).await;
+    planned.map_err(|refusal| refused(&refusal))
 }
 
 async fn apply(context: &Context, migration: &VmMigration, seen: &Seen, handle: &str) -> Result<(), Failure> {

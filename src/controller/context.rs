@@ -169,6 +169,11 @@ impl Context {
 pub struct SecretText(Secret);
 
 impl SecretText {
+    /// The values of `secret`.
+    pub fn new(secret: Secret) -> Self {
+        Self(secret)
+    }
+
     /// The value of `key`, if it is there and is text.
     pub fn get(&self, key: &str) -> Option<String> {
         let value = self.0.data.as_ref()?.get(key)?;

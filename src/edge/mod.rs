@@ -11,3 +11,4 @@ pub mod libvirt;
 #[cfg(feature = "host")]
 pub mod nfs;
 pub mod prism;
+pub mod terraform;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -18,7 +18,7 @@ const VM_TYPES: [&str; 2] = ["nutanix_virtual_machine_v2", "nutanix_virtual_mach
 const HARMLESS: [&str; 6] = ["categories", "description", "name", "owner_reference", "project", "project_reference"];
 
 /// What a plan would do, and whether it may.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// `sha256:` over every change of the plan: the same changes have the same digest, whatever commit or pipeline they come from.
     pub digest: String,
@@ -35,7 +35,7 @@ pub struct Verdict {
 }
 
 /// A VM that the plan is not about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherVm {
     /// Its address in the Terraform code.
     pub address: String,
@@ -95,7 +95,7 @@ struct Change {
     after_sensitive: Value,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Action {
     NoOp,

@@ -4,3 +4,4 @@ pub mod commit;
 pub mod job;
 pub mod mirror;
 pub mod terraform;
+pub mod terraform_job;

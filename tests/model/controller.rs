@@ -231,7 +231,7 @@ impl Model {
             Effect::EnsureJob => return None,
             Effect::DeleteCopy => Errand::DeleteCopy,
             Effect::Publish(_) => Errand::Publish,
-            Effect::Apply { .. } => unreachable!("nobody follows the pipeline in the model"),
+            Effect::Plan { .. } | Effect::Apply { .. } => unreachable!("nobody follows the pipeline in the model"),
             Effect::PowerOn { permit: _, ext_id: _, order } => {
                 Errand::Target(self.sent(&order), Task::PowerOn { excused: false })
             }

@@ -1,6 +1,7 @@
 //! Who applies the published commit, as the `TerraformRepository` says: how far that is, and the order to go on.
 
 mod gitlab;
+mod job;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,10 +13,11 @@ use crate::plan::court::{self, Verdict};
 
 /// Where the application of `commit` stands. Reads only. Not asked where nobody can follow it.
 pub async fn observe(context: &Context, migration: &VmMigration, setup: &Setup, commit: &str) -> Fact<Application> {
-    let apply = &setup.repository.apply;
-    let seen = match &apply.gitlab {
-        Some(gitlab) => gitlab::observe(context, migration, &setup.repository, gitlab, commit).await,
-        None => return Fact::NotAsked,
+    let repository = &setup.repository;
+    let seen = match (&repository.apply.gitlab, &repository.apply.job) {
+        (Some(gitlab), _) => gitlab::observe(context, migration, repository, gitlab, commit).await,
+        (None, Some(job)) => job::observe(context, migration, repository, job, commit).await,
+        (None, None) => return Fact::NotAsked,
     };
     match seen {
         Ok(mut application) => {
@@ -26,6 +28,19 @@ pub async fn observe(context: &Context, migration: &VmMigration, setup: &Setup, 
     }
 }
 
+/// Has a plan made. One that is being made already is no error.
+pub async fn plan(
+    context: &Context,
+    migration: &VmMigration,
+    repository: &TerraformRepositorySpec,
+    round: u32,
+) -> Result<(), Refusal> {
+    match &repository.apply.job {
+        Some(job) => job::plan(context, migration, repository, job, round).await,
+        None => Err(nobody()),
+    }
+}
+
 /// Has the plan applied that `handle` stands for. One that is being applied already, or was, is no error.
 pub async fn apply(
     context: &Context,
@@ -33,10 +48,15 @@ pub async fn apply(
     repository: &TerraformRepositorySpec,
     handle: &str,
 ) -> Result<(), Refusal> {
-    match &repository.apply.gitlab {
-        Some(gitlab) => gitlab::play(context, migration, gitlab, handle).await,
-        None => Err(Refusal::new("ApplyFailed", "the TerraformRepository says no more who applies: see spec.apply")),
+    match (&repository.apply.gitlab, &repository.apply.job) {
+        (Some(gitlab), _) => gitlab::play(context, migration, gitlab, handle).await,
+        (None, Some(job)) => job::apply(context, migration, repository, job, handle).await,
+        (None, None) => Err(nobody()),
     }
+}
+
+fn nobody() -> Refusal {
+    Refusal::new("ApplyFailed", "the TerraformRepository's spec.apply was changed meanwhile")
 }
 
 /// What other VMs have lost by an application that has ended, well or not.

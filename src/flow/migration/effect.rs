@@ -19,6 +19,8 @@ pub enum Effect {
     DeleteCopy,
     /// Put the planned file into the repository.
     Publish(Box<PlanStatus>),
+    /// Have Terraform make a plan, where that is Drover's to do.
+    Plan { round: u32 },
     /// Have Terraform's plan applied: `handle` says which, to the system that holds it.
     Apply { handle: String },
     /// Power the target on: always the last effect of a decision.
@@ -40,6 +42,7 @@ impl Effect {
         "EnsureJob",
         "DeleteCopy",
         "Publish",
+        "Plan",
         "Apply",
         "PowerOn",
         "ShutDownTarget",
@@ -56,6 +59,7 @@ impl Effect {
             Effect::EnsureJob => "EnsureJob",
             Effect::DeleteCopy => "DeleteCopy",
             Effect::Publish(_) => "Publish",
+            Effect::Plan { .. } => "Plan",
             Effect::Apply { .. } => "Apply",
             Effect::PowerOn { .. } => "PowerOn",
             Effect::ShutDownTarget { .. } => "ShutDownTarget",

@@ -142,7 +142,7 @@ fn not_there_yet(input: &Input<'_>, plan: &PlanStatus, terraform: &TerraformStat
     };
     match &application.stage {
         Stage::Absent { why } => Progress::waits("Provisioning", why.clone()),
-        Stage::Planning => {
+        Stage::Unplanned { .. } | Stage::Planning => {
             Progress::waits("Provisioning", format!("commit {commit} is being planned{}", at(application)))
         }
         Stage::Planned { .. } => planned(input, application, name),
@@ -200,11 +200,16 @@ fn approved_digest<'a>(input: &'a Input<'_>) -> Option<&'a String> {
     input.spec.terraform.as_ref()?.approved_digest.as_ref()
 }
 
-/// Has the plan applied that was approved, if it is the one that lies there and nothing speaks against it.
+/// Has a plan made where that is Drover's to do, and the plan applied that was approved, if it is the one that lies there and nothing speaks
+/// against it.
 fn order_application(input: &Input<'_>, draft: &mut Draft) {
-    let Some(application) = application(input) else { return };
+    let Some(application) = application(input).filter(|_| input.spec.hold != Some(true)) else { return };
+    if let Stage::Unplanned { round } = application.stage {
+        draft.effects.push(Effect::Plan { round });
+        return;
+    }
     let (Stage::Planned { handle }, Fact::Known(verdict)) = (&application.stage, &application.verdict) else { return };
-    let approved = approved_digest(input) == Some(&verdict.digest) && input.spec.hold != Some(true);
+    let approved = approved_digest(input) == Some(&verdict.digest);
     let vm_is_absent = matches!(&input.seen.target, Fact::Known(vms) if vms.is_empty());
     if !approved || !verdict.creates_target || !verdict.refused.is_empty() || !vm_is_absent {
         return;

@@ -87,6 +87,8 @@ pub struct Application {
 pub enum Stage {
     /// Nothing was begun for the commit, and why, as far as that can be told.
     Absent { why: String },
+    /// Drover itself has to have a plan made: the first one, or one more after that of an earlier round could not be applied.
+    Unplanned { round: u32 },
     /// A plan is being made.
     Planning,
     /// The plan is there and waits for somebody; `handle` is what starts its application.

@@ -196,6 +196,7 @@ impl World {
             Effect::EnsureJob => {}
             Effect::DeleteCopy => self.copy = None,
             Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
+            Effect::Plan { round } => self.applied.push(format!("plan {round}")),
             Effect::Apply { handle } => self.applied.push(handle),
             Effect::PowerOn { permit: _, ext_id, order } => {
                 assert!(!self.source_runs, "I1: the target was powered on while the source ran");

@@ -18,7 +18,11 @@ fn verdict() -> Verdict {
 }
 
 fn at(stage: Stage) -> Application {
-    let verdict = if stage == Stage::Planning { Fact::NotAsked } else { Fact::Known(verdict()) };
+    let verdict = if matches!(stage, Stage::Planning | Stage::Unplanned { .. }) {
+        Fact::NotAsked
+    } else {
+        Fact::Known(verdict())
+    };
     Application { url: Some("https://gitlab/pipelines/1".into()), stage, verdict, harm: Fact::NotAsked }
 }
 
@@ -70,6 +74,16 @@ fn the_approved_plan_and_no_other_is_applied() {
     world.turn();
     assert_eq!(world.applied, ["7"]);
     assert!(world.status.terraform.as_ref().is_some_and(|terraform| terraform.apply_ordered_at.is_some()));
+}
+
+#[test]
+fn a_plan_is_made_where_that_is_ours_to_do() {
+    let mut world = published(at(Stage::Unplanned { round: 2 }));
+    assert_eq!(world.applied.last().map(String::as_str), Some("plan 2"));
+    world.applied.clear();
+    world.spec.hold = Some(true);
+    world.turns(2);
+    assert!(world.applied.is_empty());
 }
 
 #[test]
