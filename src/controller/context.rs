@@ -53,10 +53,13 @@ pub struct Context {
     pub jobs: JobSettings,
     failures: Mutex<HashMap<String, Failure>>,
     targets: Mutex<HashMap<String, (Instant, Vec<TargetVm>)>>,
+    reviews: Mutex<HashMap<String, Instant>>,
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
 const TARGET_KEPT: Duration = Duration::from_secs(60);
+/// Pace of looking whether somebody has merged a review branch: that may take days.
+const REVIEW_PACE: Duration = Duration::from_secs(30);
 
 /// Failures in a row of one object.
 #[derive(Clone)]
@@ -73,7 +76,8 @@ impl Context {
                 .context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
         })?;
         let installation = own.metadata.uid.unwrap_or_default();
-        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default(), targets: Mutex::default() })
+        let (failures, targets, reviews) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { client, namespace, installation, jobs, failures, targets, reviews })
     }
 
     /// Notes a failed turn; returns how long to wait before the next.
@@ -106,6 +110,19 @@ impl Context {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|_, (at, _)| at.elapsed() < TARGET_KEPT);
         targets.insert(uid.into(), (Instant::now(), vms.to_vec()));
+    }
+
+    /// Whether an object's review branch was in order and not merged a moment ago.
+    pub fn is_in_review(&self, uid: &str) -> bool {
+        let reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.get(uid).is_some_and(|at| at.elapsed() < REVIEW_PACE)
+    }
+
+    /// Notes that an object's review branch is in order and not merged yet.
+    pub fn remember_review(&self, uid: &str) {
+        let mut reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.retain(|_, at| at.elapsed() < REVIEW_PACE);
+        reviews.insert(uid.into(), Instant::now());
     }
 
     /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.

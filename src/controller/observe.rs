@@ -8,9 +8,10 @@ use super::context::{Context, SecretText};
 use super::setup;
 use crate::api::common::Tri;
 use crate::api::nutanix_cluster::PrismEndpoint;
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
-use crate::edge::git::{self, Credentials, Publication};
+use crate::edge::git::{self, Access, Publication, ReviewBranch};
 use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
 use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use crate::render;
@@ -204,6 +205,9 @@ async fn published(
     setup: &Setup,
     plan: &PlanStatus,
 ) -> Result<Option<String>, Refusal> {
+    if context.is_in_review(&migration.uid().unwrap_or_default()) {
+        return Ok(None);
+    }
     let publication = publication(context, migration, setup, plan).await?;
     let found = tokio::task::spawn_blocking(move || git::find(&publication)).await;
     let found = found.map_err(|error| Refusal::new("GitFailed", error.to_string()))?;
@@ -219,23 +223,44 @@ pub async fn publication(
 ) -> Result<Publication, Refusal> {
     let namespace = migration.namespace().unwrap_or_default();
     let repository = &setup.repository;
-    let credentials = match &repository.credentials {
-        None => None,
-        Some(reference) => {
-            let secret = context.secret(&namespace, &reference.name).await?;
-            Some(Credentials { username: secret.require("username")?, password: secret.require("password")? })
-        }
+    let mut access = match &repository.credentials {
+        None => Access::default(),
+        Some(reference) => access(&context.secret(&namespace, &reference.name).await?)?,
     };
+    let known_hosts = [access.known_hosts.take(), repository.known_hosts.clone()];
+    access.known_hosts = Some(known_hosts.into_iter().flatten().collect::<Vec<String>>().join("\n"));
+    let review = |merge_request| Some(ReviewBranch { name: render::commit::review_branch(plan), merge_request });
+    let uid = migration.uid().unwrap_or_default();
     Ok(Publication {
         url: repository.url.clone(),
         branch: repository.branch.clone(),
         path: plan.path.clone(),
         content: plan.terraform.clone(),
-        message: render::commit::message(&namespace, &migration.name_any(), plan),
-        author_name: repository.author.name.clone(),
-        author_email: repository.author.email.clone(),
-        owner: migration.uid().unwrap_or_default(),
-        credentials,
+        message: render::commit::message(&namespace, &migration.name_any(), &uid, plan),
+        author: repository.author.clone(),
+        committer: repository.committer.clone().unwrap_or_else(|| repository.author.clone()),
+        owner: uid,
+        review: match repository.delivery {
+            Delivery::Commit => None,
+            Delivery::Branch => review(false),
+            Delivery::MergeRequest => review(true),
+        },
+        access,
+    })
+}
+
+/// What a repository's Secret holds.
+fn access(secret: &SecretText) -> Result<Access, Refusal> {
+    let password = match secret.get("username") {
+        Some(username) => Some((username, secret.require("password")?)),
+        None => None,
+    };
+    Ok(Access {
+        password,
+        ca: secret.get("ca.crt"),
+        private_key: secret.get("ssh-privatekey"),
+        passphrase: secret.get("passphrase"),
+        known_hosts: secret.get("known_hosts"),
     })
 }
 

@@ -4,6 +4,7 @@ pub mod fail_point;
 pub mod git;
 #[cfg(feature = "host")]
 pub mod host_processes;
+mod http;
 #[cfg(feature = "host")]
 pub mod libvirt;
 #[cfg(feature = "host")]

@@ -6,6 +6,7 @@ use reqwest::{Client, Method, StatusCode, Url};
 use serde_json::Value;
 
 use super::PrismError;
+use crate::edge::http;
 
 /// The SDKs' own default.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,13 +53,8 @@ impl Server {
     pub fn new(url: &str, username: &str, password: &str, ca_pem: Option<&str>) -> Result<Self, PrismError> {
         let failed = |why: String| PrismError::Setup { tried: format!("connect to {url}"), why };
         let base = Url::parse(url).map_err(|error| failed(error.to_string()))?;
-        let mut builder = Client::builder().timeout(TIMEOUT).connect_timeout(Duration::from_secs(10));
-        if let Some(pem) = ca_pem {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-                .map_err(|error| failed(format!("ca.crt: {error}")))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        let client = builder.build().map_err(|error| failed(error.to_string()))?;
+        let client = http::client(TIMEOUT, ca_pem).map_err(failed)?;
+        let client = client.build().map_err(|error| failed(error.to_string()))?;
         Ok(Self { client, base, username: username.into(), password: password.into() })
     }
 
@@ -96,7 +92,7 @@ impl Server {
         if let Some(body) = call.body {
             request = request.json(body);
         }
-        let unreachable = |error: reqwest::Error| PrismError::Unreachable { tried: tried(), why: causes(&error) };
+        let unreachable = |error: reqwest::Error| PrismError::Unreachable { tried: tried(), why: http::causes(&error) };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         let etag = response.headers().get("ETag").and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -113,17 +109,6 @@ impl Server {
             status => Err(PrismError::Refused { tried: tried(), status: status.as_u16(), message: message(&text) }),
         }
     }
-}
-
-/// The whole chain of an error: reqwest's own text stops before the cause that helps.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// The words in a v4 error body, or the start of whatever came.
