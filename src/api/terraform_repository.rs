@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::SecretRef;
@@ -22,11 +23,19 @@ use super::common::SecretRef;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "self.url.startsWith('http') || has(self.credentials)",
+    "ssh needs a key: set credentials to a Secret with ssh-privatekey and known_hosts"
+))]
 pub struct TerraformRepositorySpec {
-    /// `https://` or `http://` URL of the repository.
-    #[schemars(length(min = 8, max = 1024), regex(pattern = r"^https?://"))]
+    /// `https://host/path` (or `http://`), `ssh://user@host:port/path`, or `user@host:path`. Without a password.
+    #[schemars(length(min = 5, max = 1024), regex(pattern = r"^(https?://|ssh://|[^\s/@:]+@)[^\s]+$"))]
+    #[x_kube(validation = (
+        "!self.matches('^https?://[^/]*@') && !self.matches('^ssh://[^/@]*:[^/]*@')",
+        "url must hold no password and no token: put them into the Secret that credentials names"
+    ))]
     pub url: String,
-    /// Branch that is committed to.
+    /// Branch that the pipeline applies.
     #[serde(default = "default_branch")]
     #[schemars(length(min = 1, max = 244), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub branch: String,
@@ -36,12 +45,25 @@ pub struct TerraformRepositorySpec {
     #[x_kube(validation = ("self.contains('{hostname}')", "path must contain {hostname}, so that each machine has a file of its own"))]
     #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "path must be relative and must not contain '..'"))]
     pub path: String,
-    /// Secret beside this object with `username` and `password` (a token).
+    /// Secret beside this object. For https: `username` and `password` (or a token), and `ca.crt` if a private authority signed the
+    /// server's certificate. For ssh: `ssh-privatekey`, `passphrase` if it has one, and `known_hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretRef>,
+    /// Host keys of the ssh server, as in OpenSSH's `known_hosts`, beside those in the Secret. A server whose key is not listed is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16384))]
+    pub known_hosts: Option<String>,
+    /// How a machine's file gets to `branch`. `Commit`: Drover commits to it. `Branch`: Drover commits to a branch `drover/<hostname>`, and
+    /// goes on when somebody has merged it. `MergeRequest`: the same, and the push asks the server to open a merge request, by GitLab's
+    /// push options; a server that takes none refuses the push.
+    #[serde(default)]
+    pub delivery: Delivery,
     /// Who the commits are by.
     #[serde(default)]
     pub author: CommitAuthor,
+    /// Who made the commits, if not the author.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committer: Option<CommitAuthor>,
     /// Who applies what is committed, as far as Drover can follow it. Empty = somebody else (Atlantis, tofu-controller, people): Drover waits
     /// for the VM to appear.
     #[serde(default)]
@@ -118,15 +140,24 @@ pub struct JobApply {
     pub lock_timeout_seconds: u32,
 }
 
+/// How a machine's file gets to the branch that is applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Delivery {
+    #[default]
+    Commit,
+    Branch,
+    MergeRequest,
+}
+
 /// Name and address in a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommitAuthor {
     #[serde(default = "default_author_name")]
-    #[schemars(length(min = 1, max = 128))]
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^<>\n\r]+$"))]
     pub name: String,
     #[serde(default = "default_author_email")]
-    #[schemars(length(min = 3, max = 254))]
+    #[schemars(length(min = 3, max = 254), regex(pattern = r"^[^<>\s]+$"))]
     pub email: String,
 }
 

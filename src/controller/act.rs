@@ -182,11 +182,19 @@ fn or_gone(result: kube::Result<()>) -> Result<(), Failure> {
 }
 
 async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: &PlanStatus) -> Result<(), Failure> {
+    let uid = migration.uid().unwrap_or_default();
+    if context.is_in_review(&uid) {
+        return Ok(());
+    }
     let setup = seen.setup.as_ref().map_err(refused)?;
     let publication =
         observe::publication(context, migration, setup, plan).await.map_err(|refusal| refused(&refusal))?;
-    let published = tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
-    tracing::info!(migration = %migration.name_any(), commit = published.commit, path = plan.path, "published");
+    let git::Published { commit, branch, changed } =
+        tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
+    if branch != setup.repository.branch {
+        context.remember_review(&uid);
+    }
+    tracing::info!(migration = %migration.name_any(), commit, branch, changed, path = plan.path, "published");
     Ok(())
 }
 

@@ -58,12 +58,15 @@ pub struct Context {
     commits: Mutex<HashMap<String, (Instant, String)>>,
     /// Judgements of Terraform plans, by whose and which plan.
     verdicts: Mutex<HashMap<String, (Instant, Verdict)>>,
+    reviews: Mutex<HashMap<String, Instant>>,
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
 const TARGET_KEPT: Duration = Duration::from_secs(60);
 /// How long a judgement is kept that nobody asks for: it can be made again.
 const VERDICT_KEPT: Duration = Duration::from_secs(3600);
+/// Pace of looking whether somebody has merged a review branch: that may take days.
+const REVIEW_PACE: Duration = Duration::from_secs(30);
 
 /// Failures in a row of one object.
 #[derive(Clone)]
@@ -89,6 +92,7 @@ impl Context {
             targets: Mutex::default(),
             commits: Mutex::default(),
             verdicts: Mutex::default(),
+            reviews: Mutex::default(),
         })
     }
 
@@ -152,6 +156,19 @@ impl Context {
         verdicts.insert(key, (Instant::now(), verdict));
     }
 
+    /// Whether an object's review branch was in order and not merged a moment ago.
+    pub fn is_in_review(&self, uid: &str) -> bool {
+        let reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.get(uid).is_some_and(|at| at.elapsed() < REVIEW_PACE)
+    }
+
+    /// Notes that an object's review branch is in order and not merged yet.
+    pub fn remember_review(&self, uid: &str) {
+        let mut reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.retain(|_, at| at.elapsed() < REVIEW_PACE);
+        reviews.insert(uid.into(), Instant::now());
+    }
+
     /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<SecretText, Refusal> {
         let secret = Api::<Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await;
@@ -182,9 +199,12 @@ impl SecretText {
 
     /// The value of `key`, or a refusal that names the Secret.
     pub fn require(&self, key: &str) -> Result<String, Refusal> {
-        self.get(key).ok_or_else(|| {
-            let name = self.0.metadata.name.clone().unwrap_or_default();
-            Refusal::new("SecretIncomplete", format!("Secret {name} has no text under key {key}: add it"))
-        })
+        self.get(key).ok_or_else(|| self.lacks(key))
+    }
+
+    /// A refusal because `key` is not there.
+    pub fn lacks(&self, key: &str) -> Refusal {
+        let name = self.0.metadata.name.clone().unwrap_or_default();
+        Refusal::new("SecretIncomplete", format!("Secret {name} has no text under key {key}: add it"))
     }
 }

@@ -8,9 +8,10 @@ use super::context::{Context, SecretText};
 use super::{application, setup};
 use crate::api::common::Tri;
 use crate::api::nutanix_cluster::PrismEndpoint;
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
-use crate::edge::git::{self, Credentials, Publication};
+use crate::edge::git::{self, Access, Publication, ReviewBranch};
 use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
 use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use crate::render;
@@ -216,6 +217,9 @@ async fn published(
     setup: &Setup,
     plan: &PlanStatus,
 ) -> Result<Option<String>, Refusal> {
+    if context.is_in_review(&migration.uid().unwrap_or_default()) {
+        return Ok(None);
+    }
     let publication = publication(context, migration, setup, plan).await?;
     let found = tokio::task::spawn_blocking(move || git::find(&publication)).await;
     let found = found.map_err(|error| Refusal::new("GitFailed", error.to_string()))?;
@@ -231,23 +235,31 @@ pub async fn publication(
 ) -> Result<Publication, Refusal> {
     let namespace = migration.namespace().unwrap_or_default();
     let repository = &setup.repository;
-    let credentials = match &repository.credentials {
-        None => None,
+    let mut access = match &repository.credentials {
+        None => Access::default(),
         Some(reference) => {
             let secret = context.secret(&namespace, &reference.name).await?;
-            Some(Credentials { username: secret.require("username")?, password: secret.require("password")? })
+            Access::from_keys(|key| secret.get(key)).map_err(|missing| secret.lacks(missing))?
         }
     };
+    access.add_known_hosts(repository.known_hosts.as_deref());
+    let review = |merge_request| Some(ReviewBranch { name: render::commit::review_branch(plan), merge_request });
+    let uid = migration.uid().unwrap_or_default();
     Ok(Publication {
         url: repository.url.clone(),
         branch: repository.branch.clone(),
         path: plan.path.clone(),
         content: plan.terraform.clone(),
-        message: render::commit::message(&namespace, &migration.name_any(), plan),
-        author_name: repository.author.name.clone(),
-        author_email: repository.author.email.clone(),
-        owner: migration.uid().unwrap_or_default(),
-        credentials,
+        message: render::commit::message(&namespace, &migration.name_any(), &uid, plan),
+        author: repository.author.clone(),
+        committer: repository.committer.clone().unwrap_or_else(|| repository.author.clone()),
+        owner: uid,
+        review: match repository.delivery {
+            Delivery::Commit => None,
+            Delivery::Branch => review(false),
+            Delivery::MergeRequest => review(true),
+        },
+        access,
     })
 }
 

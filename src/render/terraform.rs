@@ -5,6 +5,7 @@
 
 use hcl::expr::Variable;
 use hcl::{Attribute, Block, Body, Expression, Identifier};
+use sha2::{Digest, Sha256};
 
 use crate::api::machine::{Board, Firmware};
 use crate::plan::{Plan, PlannedDisk, PlannedNic};
@@ -12,15 +13,33 @@ use crate::plan::{Plan, PlannedDisk, PlannedNic};
 /// The first line of every file that Drover writes: a file without it is somebody's own and is never overwritten.
 pub const HEADER: &str = "# Written by Drover";
 
+/// The second line: the digest of all the other lines, by which an edit is told without any history.
+const DIGEST: &str = "# Content sha256:";
+
 /// The whole file, formatted as `terraform fmt` has it.
 pub fn file(plan: &Plan) -> String {
     let body = Body::builder().add_block(machine(plan)).build();
     let text = hcl::to_string(&body).unwrap_or_default();
-    format!(
-        "{HEADER} for {}. Edit it after the migration is finalised, not before.\n\n{}",
-        one_line(&plan.origin),
-        align(&text)
-    )
+    let header =
+        format!("{HEADER} for {}. Edit it after the migration is finalised, not before.", one_line(&plan.origin));
+    sealed(&header, &format!("\n{}", align(&text)))
+}
+
+/// A file with the digest of its content between the first line and the others.
+pub fn sealed(header: &str, others: &str) -> String {
+    format!("{header}\n{DIGEST}{}\n{others}", content_digest(header, others))
+}
+
+/// Whether a file is as Drover wrote it, at whatever time: its content has the digest that it names. If not, somebody has edited it.
+pub fn is_as_written(text: &str) -> bool {
+    let lines = text.split_once('\n').and_then(|(header, rest)| Some((header, rest.split_once('\n')?)));
+    lines.is_some_and(|(header, (digest, others))| {
+        digest.strip_prefix(DIGEST) == Some(content_digest(header, others).as_str())
+    })
+}
+
+fn content_digest(header: &str, others: &str) -> String {
+    format!("{:x}", Sha256::digest(format!("{header}\n{others}")))
 }
 
 fn one_line(text: &str) -> String {
@@ -189,6 +208,19 @@ mod tests {
         let body: Body = hcl::from_str(&text).expect("it is HCL");
         assert_eq!(body.blocks().count(), 1, "something was injected:\n{text}");
         assert!(text.contains("$${file("), "a template was not escaped:\n{text}");
+    }
+
+    #[test]
+    fn an_edit_shows_in_the_file_itself() {
+        let text = rendered("web01", "VmMigration team-a/web01 uid u-1");
+        assert!(is_as_written(&text), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        for at in 0..lines.len() {
+            let mut edited: Vec<String> = lines.iter().map(ToString::to_string).collect();
+            edited[at].push(' ');
+            assert!(!is_as_written(&(edited.join("\n") + "\n")), "an edit of line {} does not show", at + 1);
+        }
+        assert!(!is_as_written(&text.replacen(lines[1], "", 1)) && !is_as_written(HEADER) && !is_as_written(""));
     }
 
     #[test]

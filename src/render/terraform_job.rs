@@ -185,6 +185,9 @@ fn command(input: &JobInput<'_>, action: &Action) -> Vec<String> {
     if input.repository.credentials.is_some() {
         option("credentials", CREDENTIALS_DIRECTORY);
     }
+    if let Some(known_hosts) = &input.repository.known_hosts {
+        option("known-hosts", known_hosts);
+    }
     if let Action::Apply { digest } = action {
         option("digest", digest);
     }

@@ -10,6 +10,8 @@ packages=(
   linux-image-cloud-amd64 busybox-static cpio acpid qemu-guest-agent e2fsprogs
   # the storage, the network to it, and NBD clients that nobody here wrote
   nfs-ganesha nfs-ganesha-vfs iproute2 libnbd-bin nbdkit
+  # git over ssh
+  openssh-server openssh-client
   # clocks that a test sets
   libfaketime
   # the official Nutanix SDKs run in it

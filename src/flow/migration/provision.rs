@@ -8,8 +8,10 @@ use super::effect::Effect;
 use super::seen::{Application, Fact, Stage, TargetVm};
 use super::step::{Progress, clip};
 use crate::api::common::{Time, Tri};
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::{PlanStatus, TerraformStatus};
 use crate::plan::court::Verdict;
+use crate::render;
 
 /// What `edge::git` says of a file that others have taken into their hands.
 const NOT_OURS: &[&str] = &["FileNotOurs", "FileEditedByHand"];
@@ -50,12 +52,30 @@ pub fn publish(input: &Input<'_>, draft: &mut Draft) -> Progress {
             Progress::Done
         }
         Fact::Known(None) => {
-            let message = format!("pushing {} to the repository", plan.path);
+            let waits = unpublished(input, &plan);
             draft.effects.push(Effect::Publish(Box::new(plan)));
-            Progress::waits("Publishing", message)
+            waits
         }
         Fact::Unknown(refusal) => Progress::Waits { refusal: refusal.clone(), stalled: true },
         Fact::NotAsked => Progress::waits("Publishing", "asking the repository"),
+    }
+}
+
+/// What a file waits for that is not on the branch yet.
+fn unpublished(input: &Input<'_>, plan: &PlanStatus) -> Progress {
+    let repository = input.seen.setup.as_ref().ok().map(|setup| &setup.repository);
+    match repository.filter(|repository| repository.delivery != Delivery::Commit) {
+        Some(repository) => Progress::waits(
+            "AwaitingMerge",
+            format!(
+                "waits for somebody to merge branch {} of {} into {}: it adds {}",
+                render::commit::review_branch(plan),
+                repository.url,
+                repository.branch,
+                plan.path
+            ),
+        ),
+        None => Progress::waits("Publishing", format!("pushing {} to the repository", plan.path)),
     }
 }
 

@@ -1,16 +1,19 @@
-//! A git server over http: `git http-backend`, git's own, behind a small web server that checks the password.
+//! A git server over http or https: `git http-backend`, git's own, behind a small web server that checks the password.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine;
 use tokio::io::AsyncWriteExt;
+
+use crate::prism::tls::Authority;
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -24,7 +27,9 @@ pub struct GitConfig {
 /// A running server with one repository. Dropping it stops it.
 pub struct GitServer {
     repository: PathBuf,
-    port: u16,
+    url: String,
+    ca_pem: Option<String>,
+    access: Arc<Access>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -40,33 +45,71 @@ impl Drop for GitServer {
 struct Access {
     root: PathBuf,
     authorization: String,
+    /// What happens before the next push is looked at.
+    before_push: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl GitServer {
-    /// Makes a bare repository with a first commit on `main` and serves it.
+    /// Makes a bare repository with a first commit on `main` and serves it over http.
     pub fn start(dir: &Path, config: GitConfig) -> Result<Self> {
+        Self::start_with(dir, config, None)
+    }
+
+    /// The same over https, with a certificate of an authority of its own.
+    pub fn start_tls(dir: &Path, config: GitConfig) -> Result<Self> {
+        Self::start_with(dir, config, Some(Authority::new()?))
+    }
+
+    fn start_with(dir: &Path, config: GitConfig, authority: Option<Authority>) -> Result<Self> {
         let repository = dir.join("machines.git");
         git(dir, &["init", "--quiet", "--bare", "--initial-branch=main", "machines.git"])?;
         git(&repository, &["config", "http.receivepack", "true"])?;
         seed(dir, &config.seed_files)?;
         let token =
             base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", config.username, config.password));
-        let access = Arc::new(Access { root: dir.to_owned(), authorization: format!("Basic {token}") });
+        let authorization = format!("Basic {token}");
+        let access = Arc::new(Access { root: dir.to_owned(), authorization, before_push: Mutex::default() });
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
+        let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let app = axum::Router::new().fallback(serve).with_state(access);
-        runtime.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("it is a non-blocking listener");
-            let _ = axum::serve(listener, app).await;
-        });
-        Ok(Self { repository, port, runtime: Some(runtime) })
+        let app = axum::Router::new().fallback(serve).with_state(access.clone());
+        let scheme = if authority.is_some() { "https" } else { "http" };
+        let ca_pem = authority.as_ref().map(Authority::pem);
+        match authority {
+            None => drop(runtime.spawn(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("it is a non-blocking listener");
+                let _ = axum::serve(listener, app).await;
+            })),
+            Some(authority) => {
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                let certificate = authority.server("git")?;
+                std::fs::write(dir.join("ca.pem"), authority.pem())?;
+                runtime.spawn(async move {
+                    let (pem, key) = (certificate.certificate_pem.into(), certificate.key_pem.into());
+                    let tls = RustlsConfig::from_pem(pem, key).await.expect("the lab's own certificate is valid");
+                    let server = axum_server::from_tcp_rustls(listener, tls).expect("it is a non-blocking listener");
+                    let _ = server.serve(app.into_make_service()).await;
+                });
+            }
+        }
+        let url = format!("{scheme}://{address}/machines.git");
+        Ok(Self { repository, url, ca_pem, access, runtime: Some(runtime) })
     }
 
     /// URL of the repository, without credentials.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}/machines.git", self.port)
+        self.url.clone()
+    }
+
+    /// The authority that signed its certificate, PEM; `None` = it serves http.
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
+    }
+
+    /// Where that is.
+    pub fn ca_path(&self) -> PathBuf {
+        self.repository.with_file_name("ca.pem")
     }
 
     /// The bare repository.
@@ -91,15 +134,23 @@ impl GitServer {
 
     /// From now on pushes are refused with this message; `None` = accepted again.
     pub fn refuse_pushes(&self, message: Option<&str>) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let hook = self.repository.join("hooks/pre-receive");
         match message {
-            None => Ok(std::fs::remove_file(&hook)?),
-            Some(message) => {
-                std::fs::write(&hook, format!("#!/bin/sh\necho '{message}' >&2\nexit 1\n"))?;
-                Ok(std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755))?)
-            }
+            None => Ok(std::fs::remove_file(self.repository.join("hooks/pre-receive"))?),
+            Some(message) => self.set_hook("pre-receive", &format!("echo '{message}' >&2\nexit 1\n")),
         }
+    }
+
+    /// Has the server run a script of the shell at one of git's hooks.
+    pub fn set_hook(&self, name: &str, script: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let hook = self.repository.join("hooks").join(name);
+        std::fs::write(&hook, format!("#!/bin/sh\n{script}"))?;
+        Ok(std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755))?)
+    }
+
+    /// Has something happen when the next one who pushes has fetched, and before the server tells where its branches are.
+    pub fn before_next_push(&self, what: impl FnOnce() + Send + 'static) {
+        *self.access.before_push.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(what));
     }
 
     /// Commits a file as somebody else would.
@@ -146,6 +197,17 @@ async fn serve(State(access): State<Arc<Access>>, request: Request) -> Response 
     if given != Some(access.authorization.as_str()) {
         return (StatusCode::UNAUTHORIZED, [("www-authenticate", "Basic realm=\"git\"")], "who are you?")
             .into_response();
+    }
+    // As GitLab does for a URL without its ending.
+    let uri = request.uri();
+    if let (Some(rest), query) = (uri.path().strip_prefix("/machines/"), uri.query().unwrap_or_default()) {
+        return Redirect::permanent(&format!("/machines.git/{rest}?{query}")).into_response();
+    }
+    if uri.query() == Some("service=git-receive-pack") {
+        let before = access.before_push.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(before) = before {
+            let _ = tokio::task::spawn_blocking(before).await;
+        }
     }
     match backend(&access.root, request).await {
         Ok(response) => response,

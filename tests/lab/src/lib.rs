@@ -1,7 +1,7 @@
 //! The lab: everything a migration needs, on one machine, without a data centre.
 //!
 //! Real: kube-apiserver, etcd and controller-manager ([`cluster`]), libvirt and QEMU guests ([`libvirt`], [`guest`]), NFS-Ganesha ([`nfs`]),
-//! git over http ([`git`]), Terraform's language and engine ([`tools`], [`pipeline`]). Simulated: Prism ([`prism`]) and the kubelet ([`runner`]).
+//! git over https and ssh ([`git`], [`ssh`]), Terraform's language and engine ([`tools`], [`pipeline`]). Simulated: Prism ([`prism`]) and the kubelet ([`runner`]).
 //! Several labs can run beside each other: each has its own directory, ports and libvirt instance.
 
 pub mod cluster;
@@ -18,6 +18,7 @@ pub mod prism;
 pub mod process;
 pub mod runner;
 pub mod soak;
+pub mod ssh;
 pub mod throttle;
 pub mod tools;
 pub mod watch;

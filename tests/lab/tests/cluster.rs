@@ -141,6 +141,33 @@ async fn platform_resources_are_checked(cluster: &drover_lab::cluster::Cluster) 
         assert!(said.contains(message), "{path}: {said}");
     }
     cluster.apply_yaml(&repository("vms/{hostname}.tf")).await?;
+    repository_urls_are_checked(cluster, &repository("vms/{hostname}.tf")).await
+}
+
+async fn repository_urls_are_checked(cluster: &drover_lab::cluster::Cluster, repository: &str) -> Result<()> {
+    let with = |url: &str, credentials: bool| -> Result<String> {
+        let mut object: serde_json::Value = serde_json::from_str(repository)?;
+        object["spec"]["url"] = json!(url);
+        if credentials {
+            object["spec"]["credentials"] = json!({"name": "git"});
+        }
+        Ok(object.to_string())
+    };
+    for url in ["https://me:secret@example.com/a", "https://token@example.com/a", "ssh://git:secret@example.com/a"] {
+        let said = refusal(cluster, &with(url, true)?).await?;
+        assert!(said.contains("url must hold no password and no token"), "{url}: {said}");
+    }
+    for url in ["/srv/git/a", "file:///srv/git/a", "git:secret@example.com:a", "https://example.com/a b"] {
+        let said = refusal(cluster, &with(url, true)?).await?;
+        assert!(said.contains("spec.url"), "{url}: {said}");
+    }
+    for url in ["ssh://git@example.com:2222/a", "git@example.com:team/a.git"] {
+        let said = refusal(cluster, &with(url, false)?).await?;
+        assert!(said.contains("ssh needs a key"), "{url}: {said}");
+        cluster.apply_yaml(&with(url, true)?).await?;
+    }
+    let stored = cluster.apply_yaml(repository).await?;
+    assert_eq!(stored[0].data["spec"]["delivery"], "Commit", "the server's default");
     Ok(())
 }
 

@@ -299,7 +299,8 @@ async fn kept(lab: &Lab, dir: &Path) {
     println!("  alias kubectl={}", lab.cluster.kubectl().get_program().display());
     println!("  kubectl -n {TEAM} get vmm {HOSTNAME} -o yaml      the migration, with its plan, steps and proofs");
     println!("  kubectl -n {SYSTEM} get bc,jobs,pods            the host side");
-    println!("  git clone {}    the team's repository (drover / git-password)", lab.git.url());
+    let (ca, url) = (lab.git.ca_path(), lab.git.url());
+    println!("  git -c http.sslCAInfo={} clone {url}    the team's repository (drover / git-password)", ca.display());
     println!("  {}    Prism Central (drover / prism-password)", lab.prism.central_url());
     println!("  {}    consoles, logs, disks", dir.display());
     std::future::pending::<()>().await;

@@ -130,7 +130,7 @@ impl Lab {
         })?;
         say("git server, and a pipeline that runs terraform on push");
         let seed = pipeline::seed_files().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned())).collect();
-        let git = GitServer::start(
+        let git = GitServer::start_tls(
             &part(dir, "git")?,
             GitConfig { seed_files: seed, username: "drover".into(), password: "git-password".into() },
         )?;

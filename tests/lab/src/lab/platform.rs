@@ -25,7 +25,7 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> String {
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}),
         prism_secret("prism-central"),
         prism_secret("prism-element"),
-        secret(TEAM, "machines-git", "git-password", None),
+        secret(TEAM, "machines-git", "git-password", lab.git.ca_pem()),
         json!({
             "apiVersion": "drover.dev/v1alpha1", "kind": "LibvirtHost", "metadata": {"name": "kvm1"},
             "spec": {

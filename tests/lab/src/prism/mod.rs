@@ -16,7 +16,7 @@ mod shapes;
 mod store;
 mod switches;
 mod tasks;
-mod tls;
+pub(crate) mod tls;
 mod v4;
 mod work;
 
