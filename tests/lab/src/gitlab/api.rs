@@ -107,6 +107,11 @@ fn choice<'a>(params: &'a Params, name: &str, values: &[&str]) -> Result<Option<
     }
 }
 
+/// Clients write booleans in several ways.
+fn is_true(text: &str) -> bool {
+    ["true", "t", "yes", "y", "on", "1"].contains(&text.to_ascii_lowercase().as_str())
+}
+
 async fn pipelines(
     State(api): Shared,
     Extension(user): Extension<User>,
@@ -153,7 +158,7 @@ async fn pipeline_jobs(
     if !scope.iter().all(|status| STATUSES.contains(status)) {
         return Err(Refusal::bad_request("Scope contains invalid value(s)"));
     }
-    let with_retried = choice(&params, "include_retried", &["true", "false"])? == Some("true");
+    let with_retried = param(&params, "include_retried").is_some_and(is_true);
     let state = api.store.state();
     state.pipeline(id).ok_or_else(|| Refusal::not_found(""))?;
     let found = state.jobs.iter().rev().filter(|job| {
