@@ -13,7 +13,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine;
 use tokio::io::AsyncWriteExt;
 
-use crate::prism::tls::Authority;
+use crate::https::Authority;
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ impl GitServer {
 
     /// The same over https, with a certificate of an authority of its own.
     pub fn start_tls(dir: &Path, config: GitConfig) -> Result<Self> {
-        Self::start_with(dir, config, Some(Authority::new()?))
+        Self::start_with(dir, config, Some(Authority::new("Lab git CA")?))
     }
 
     fn start_with(dir: &Path, config: GitConfig, authority: Option<Authority>) -> Result<Self> {

@@ -6,34 +6,25 @@
 //!
 //! Layout of the repository: Terraform reads the files of one directory, `vms/`. It holds a file per machine, written by Drover,
 //! beside `provider.tf`, which belongs to the repository's owner and says which provider and which state backend ([`seed_files`]).
-//! The state lies outside the checkout: the backend block is empty and `init` is told where.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::process::Process;
+use crate::git::git;
+use crate::terraform::{self, Terraform, TerraformConfig};
 use crate::tools::Tools;
 
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
-/// How long an interrupted engine may take to save its state before it is killed.
-const INTERRUPT_LIMIT: Duration = Duration::from_secs(20);
-
 const LOG_TAIL_LINES: usize = 40;
-
-/// Directory of the repository that is planned and applied.
-pub const VMS_DIR: &str = "vms";
 
 const PROVIDER_TF: &str = r#"terraform {
   required_providers {
@@ -159,7 +150,7 @@ impl Pipeline {
     }
 
     fn contains(&self, tip: &str, commit: &str) -> bool {
-        tip == commit || git(&self.repository, &["merge-base", "--is-ancestor", commit, tip]).is_ok()
+        terraform::contains(&self.repository, tip, commit)
     }
 }
 
@@ -175,27 +166,20 @@ impl Drop for Pipeline {
 /// The thread that watches and runs.
 struct Worker {
     config: PipelineConfig,
-    environment: BTreeMap<&'static str, String>,
+    terraform: Terraform,
     shared: Arc<Shared>,
 }
 
 impl Worker {
     fn new(config: PipelineConfig, shared: Arc<Shared>) -> Result<Self> {
-        fs::create_dir_all(&config.dir).with_context(|| format!("make {}", config.dir.display()))?;
-        let url = reqwest::Url::parse(&config.prism_url)
-            .with_context(|| format!("read the address of Prism, {:?}", config.prism_url))?;
-        let environment = BTreeMap::from([
-            ("NUTANIX_ENDPOINT", url.host_str().context("the address of Prism has no host")?.to_owned()),
-            ("NUTANIX_PORT", url.port_or_known_default().unwrap_or(9440).to_string()),
-            ("NUTANIX_USERNAME", config.username.clone()),
-            ("NUTANIX_PASSWORD", config.password.clone()),
-            ("NUTANIX_INSECURE", "true".to_owned()),
-            ("TF_CLI_CONFIG_FILE", config.tools.terraform_cli_config.display().to_string()),
-            ("TF_IN_AUTOMATION", "1".to_owned()),
-            ("TF_INPUT", "0".to_owned()),
-            ("CHECKPOINT_DISABLE", "1".to_owned()),
-        ]);
-        Ok(Self { config, environment, shared })
+        let terraform = Terraform::new(TerraformConfig {
+            state: config.dir.join("terraform.tfstate"),
+            tools: config.tools.clone(),
+            prism_url: config.prism_url.clone(),
+            username: config.username.clone(),
+            password: config.password.clone(),
+        })?;
+        Ok(Self { config, terraform, shared })
     }
 
     fn watch(&self) {
@@ -214,7 +198,8 @@ impl Worker {
     /// The branch's newest commit; none before the first push.
     fn tip(&self) -> Option<String> {
         let name = format!("refs/heads/{}", self.config.branch);
-        git(&self.config.repository, &["rev-parse", "--verify", "--quiet", &name]).ok()
+        let commit = git(&self.config.repository, &["rev-parse", "--verify", "--quiet", &name]).ok()?;
+        Some(commit.trim_end().to_owned())
     }
 
     /// Runs a commit and keeps the outcome.
@@ -240,93 +225,38 @@ impl Worker {
     }
 
     fn run(&self, commit: &str, plan_summary: &mut Option<PlanSummary>) -> Result<()> {
-        let work_dir = self.check_out(commit)?;
-        let backend = format!("-backend-config=path={}", self.config.dir.join("terraform.tfstate").display());
-        let plan = self.config.dir.join("plan");
-        let plan_path = plan.display().to_string();
-        self.step(&work_dir, &["init", "-no-color", &backend])?;
-        self.step(&work_dir, &["plan", "-no-color", &format!("-out={plan_path}")])?;
-        *plan_summary = Some(self.summarise(&work_dir, &plan_path)?);
-        self.step(&work_dir, &["apply", "-no-color", &plan_path])
-    }
-
-    /// A fresh clone at `commit`; nothing of an earlier run is in it.
-    fn check_out(&self, commit: &str) -> Result<PathBuf> {
         let checkout = self.config.dir.join("checkout");
-        if checkout.exists() {
-            fs::remove_dir_all(&checkout).with_context(|| format!("empty {}", checkout.display()))?;
-        }
-        let target = checkout.display().to_string();
-        git(&self.config.repository, &["clone", "--quiet", "--shared", "--no-checkout", ".", &target])?;
-        git(&checkout, &["checkout", "--quiet", "--detach", commit])?;
-        let work_dir = checkout.join(VMS_DIR);
-        ensure!(work_dir.is_dir(), "commit {commit} has no directory {VMS_DIR}/: nothing to plan");
-        Ok(work_dir)
-    }
-
-    fn engine(&self, work_dir: &Path, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.config.tools.terraform);
-        command.args(arguments).current_dir(work_dir).envs(&self.environment);
-        command
-    }
-
-    /// Runs the engine with its output in the log.
-    fn step(&self, work_dir: &Path, arguments: &[&str]) -> Result<()> {
-        let name = format!("terraform {}", arguments[0]);
-        ensure!(!self.shared.is_stopping(), "{name} not started: the pipeline is being stopped");
-        let mut log = fs::OpenOptions::new().create(true).append(true).open(&self.config.log_path)?;
-        writeln!(log, "$ terraform {}", arguments.join(" "))?;
-
-        let mut process = Process::spawn(&name, self.engine(work_dir, arguments), &self.config.log_path)?;
-        let mut interrupted_at: Option<Instant> = None;
-        let status = loop {
-            if let Some(status) = process.ended() {
-                break status;
-            }
-            match interrupted_at {
-                None if self.shared.is_stopping() => {
-                    process.signal(Signal::SIGINT)?;
-                    interrupted_at = Some(Instant::now());
-                }
-                Some(at) if at.elapsed() > INTERRUPT_LIMIT => bail!("{name} did not stop: killed"),
-                _ => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
-        ensure!(status.success(), "{name} failed ({status})");
-        Ok(())
-    }
-
-    fn summarise(&self, work_dir: &Path, plan: &str) -> Result<PlanSummary> {
-        #[derive(Deserialize)]
-        struct Plan {
-            #[serde(default)]
-            resource_changes: Vec<ResourceChange>,
-        }
-        #[derive(Deserialize)]
-        struct ResourceChange {
-            change: Change,
-        }
-        #[derive(Deserialize)]
-        struct Change {
-            actions: Vec<String>,
-        }
-
-        let output = self.engine(work_dir, &["show", "-json", plan]).output().context("start terraform show")?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "terraform show failed ({}): {complaint}", output.status);
-        let plan: Plan = serde_json::from_slice(&output.stdout).context("read the plan as JSON")?;
-        let actions: Vec<String> = plan.resource_changes.into_iter().flat_map(|change| change.change.actions).collect();
-        let count = |name: &str| actions.iter().filter(|action| *action == name).count();
-        Ok(PlanSummary { create: count("create"), update: count("update"), delete: count("delete") })
+        terraform::check_out(&self.config.repository, commit, &checkout)?;
+        let is_stopping = || self.shared.is_stopping();
+        let run = terraform::Run { log: &self.config.log_path, is_stopping: &is_stopping };
+        let workspace = self.terraform.within(&checkout, run)?;
+        let plan = self.config.dir.join("plan");
+        workspace.init()?;
+        workspace.plan(&plan)?;
+        *plan_summary = Some(summarise(&workspace.show(&plan, true)?)?);
+        workspace.apply(&plan)
     }
 }
 
-/// Runs git in `dir`; its output without the final newline.
-fn git(dir: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("git").arg("-C").arg(dir).args(arguments).output().context("start git")?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "git {} in {}: {}", arguments.join(" "), dir.display(), complaint.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+fn summarise(plan: &[u8]) -> Result<PlanSummary> {
+    #[derive(Deserialize)]
+    struct Plan {
+        #[serde(default)]
+        resource_changes: Vec<ResourceChange>,
+    }
+    #[derive(Deserialize)]
+    struct ResourceChange {
+        change: Change,
+    }
+    #[derive(Deserialize)]
+    struct Change {
+        actions: Vec<String>,
+    }
+
+    let plan: Plan = serde_json::from_slice(plan).context("read the plan as JSON")?;
+    let actions: Vec<String> = plan.resource_changes.into_iter().flat_map(|change| change.change.actions).collect();
+    let count = |name: &str| actions.iter().filter(|action| *action == name).count();
+    Ok(PlanSummary { create: count("create"), update: count("update"), delete: count("delete") })
 }
 
 /// The last lines of what was appended to `log` since it had `start` bytes.

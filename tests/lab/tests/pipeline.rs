@@ -11,8 +11,11 @@ use drover_lab::pipeline::{Pipeline, PipelineConfig, PlanSummary, Run, RunStatus
 use drover_lab::prism::{Prism, PrismConfig};
 use drover_lab::tools::Tools;
 
+#[path = "common/machine.rs"]
+mod machine;
+use machine::{GIB, vm_file};
+
 const LIMIT: Duration = Duration::from_secs(300);
-const GIB: u64 = 1 << 30;
 
 /// Everything but the migration: Prism, a bare repository with the seed, someone's clone of it, and the pipeline.
 struct Bench {
@@ -85,87 +88,6 @@ fn git(dir: &Path, arguments: &[&str]) -> String {
     let output = Command::new("git").arg("-C").arg(dir).args(arguments).output().unwrap();
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-}
-
-/// A VM as Drover renders it, with disks of these sizes in GiB.
-fn vm_file(name: &str, mac: &str, disks_gib: &[u64]) -> String {
-    let disk = |(index, gib): (usize, &u64)| {
-        format!(
-            r#"
-  disks {{
-    disk_address {{
-      bus_type = "SCSI"
-      index    = {index}
-    }}
-    backing_info {{
-      vm_disk {{
-        disk_size_bytes = {}
-        storage_container {{
-          ext_id = data.nutanix_storage_containers_v2.{name}.storage_containers[0].container_ext_id
-        }}
-      }}
-    }}
-  }}
-"#,
-            gib * GIB
-        )
-    };
-    let disks: String = disks_gib.iter().enumerate().map(disk).collect();
-    format!(
-        r#"
-data "nutanix_clusters_v2" "{name}" {{
-  filter = "name eq 'ahv1'"
-}}
-data "nutanix_storage_containers_v2" "{name}" {{
-  filter = "name eq 'drover'"
-}}
-data "nutanix_subnets_v2" "{name}" {{
-  filter = "name eq 'lan'"
-}}
-
-resource "nutanix_virtual_machine_v2" "{name}" {{
-  name                 = "{name}"
-  description          = "Moved by drover"
-  num_sockets          = 2
-  num_cores_per_socket = 1
-  memory_size_bytes    = 536870912
-  power_state          = "OFF"
-
-  cluster {{
-    ext_id = data.nutanix_clusters_v2.{name}.cluster_entities[0].ext_id
-  }}
-
-  boot_config {{
-    legacy_boot {{
-      boot_order = ["DISK"]
-    }}
-  }}
-{disks}
-  nics {{
-    nic_backing_info {{
-      virtual_ethernet_nic {{
-        mac_address  = "{mac}"
-        is_connected = true
-      }}
-    }}
-    nic_network_info {{
-      virtual_ethernet_nic_network_info {{
-        nic_type = "NORMAL_NIC"
-        subnet {{
-          ext_id = data.nutanix_subnets_v2.{name}.subnets[0].ext_id
-        }}
-        vlan_mode = "ACCESS"
-      }}
-    }}
-  }}
-
-  lifecycle {{
-    ignore_changes  = [power_state, cd_roms, guest_tools]
-    prevent_destroy = true
-  }}
-}}
-"#
-    )
 }
 
 fn succeeded(run: &Run) -> PlanSummary {

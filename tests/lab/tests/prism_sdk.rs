@@ -1,42 +1,14 @@
 //! The simulated Prism, used by the vendor's own SDK for Python.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 
 use drover_lab::hypervisor::NoHypervisor;
 use drover_lab::prism::{Prism, PrismConfig};
 
-fn run(command: &mut Command, what: &str) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{what}: {error}"));
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{what} ended with {}\n{out}\n{err}", output.status);
-    output
-}
-
-/// A Python with the SDKs, made once under `target/lab-cache` and made anew when the pinned versions change.
-fn python() -> PathBuf {
-    let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = lab.join("sdk/requirements.txt");
-    let cache = lab.join("../../target/lab-cache");
-    let venv = cache.join("nutanix-sdk");
-    let stamp = venv.join("requirements.txt");
-    let wanted = std::fs::read(&requirements).expect("the pinned versions");
-    let python = venv.join("bin/python");
-    if std::fs::read(&stamp).is_ok_and(|found| found == wanted) {
-        return python;
-    }
-    std::fs::create_dir_all(&cache).expect("make the cache");
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv), "make a Python environment (python3-venv)");
-    run(
-        Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"])
-            .arg(&requirements),
-        "install the vendor's SDKs",
-    );
-    std::fs::write(&stamp, wanted).expect("note what is installed");
-    python
-}
+#[path = "common/python.rs"]
+mod python;
+use python::{python, run, script};
 
 #[test]
 fn the_vendors_sdk_takes_a_vm_through_its_life() {
@@ -57,7 +29,7 @@ fn the_vendors_sdk_takes_a_vm_through_its_life() {
     let port = prism.central_url().rsplit(':').next().expect("a port");
     run(
         Command::new(python)
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("sdk/check.py"))
+            .arg(script("check.py"))
             .env("PRISM_PORT", port)
             .env("PRISM_USERNAME", "admin")
             .env("PRISM_PASSWORD", "secret/4u")

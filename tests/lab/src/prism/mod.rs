@@ -16,7 +16,6 @@ mod shapes;
 mod store;
 mod switches;
 mod tasks;
-pub(crate) mod tls;
 mod v4;
 mod work;
 
@@ -27,11 +26,11 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 
+use crate::https::{Authority, Server};
 use crate::hypervisor::Hypervisor;
 use model::{Inventory, Named, Subnet, Vm};
-use server::{Gate, Server};
+use server::Gate;
 use store::Store;
-use tls::Authority;
 
 pub use store::Call;
 pub use switches::Switches;
@@ -107,8 +106,6 @@ pub struct TaskView {
 impl Prism {
     /// Starts both servers on free ports of the loopback.
     pub fn start(config: PrismConfig) -> Result<Self> {
-        // Another part of the process may have chosen the same provider before.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let vmdisks = config.export_root.join(".acropolis/vmdisk");
         std::fs::create_dir_all(&vmdisks).with_context(|| format!("make {}", vmdisks.display()))?;
         std::fs::create_dir_all(&config.dir).with_context(|| format!("make {}", config.dir.display()))?;
@@ -129,11 +126,11 @@ impl Prism {
         let api_key = model::new_uuid();
         let basic = server::basic(&config.username, &config.password);
         let gate = Arc::new(Gate { store: store.clone(), basic, api_key: api_key.clone(), log: Mutex::new(log) });
-        let authority = Authority::new()?;
+        let authority = Authority::new("Simulated Prism CA")?;
         let ca_pem = authority.pem();
         std::fs::write(config.dir.join("ca.pem"), &ca_pem).context("write ca.pem")?;
-        let central = Server::central(gate.clone(), authority.server("Simulated Prism Central")?)?;
-        let element = Server::element(gate, authority.server("Simulated Prism Element")?)?;
+        let central = server::central(gate.clone(), authority.server("Simulated Prism Central")?)?;
+        let element = server::element(gate, authority.server("Simulated Prism Element")?)?;
         let worker = Some(work::start(store.clone())?);
         Ok(Self { store, central, element, ca_pem, api_key, worker })
     }

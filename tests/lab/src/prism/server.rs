@@ -1,26 +1,21 @@
-//! The two TLS ports, and what every call passes before it reaches a handler: the log, the credentials, the switches, the version.
+//! The two ports, and what every call passes before it reaches a handler: the log, the credentials, the switches, the version.
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
-use axum::Router;
+use anyhow::Result;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum_server::Handle;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::store::{Call, Intent, Store};
-use super::tls::ServerCertificate;
 use super::v4::Refusal;
 use super::{central, element};
+use crate::https::{Server, ServerCertificate};
 
 /// What the gate in front of the handlers needs.
 pub struct Gate {
@@ -37,68 +32,16 @@ pub fn basic(username: &str, password: &str) -> String {
     format!("Basic {}", BASE64.encode(format!("{username}:{password}")))
 }
 
-/// A running server.
-pub struct Server {
-    pub url: String,
-    handle: Handle<SocketAddr>,
-    thread: Option<JoinHandle<()>>,
+/// Prism Central on a port of its own.
+pub fn central(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Server> {
+    let inner = central::router(gate.store.clone()).layer(from_fn_with_state(gate.clone(), served_version));
+    Server::start("prism-central", inner.layer(from_fn_with_state(gate, enter)), certificate)
 }
 
-impl Server {
-    /// Prism Central on a port of its own.
-    pub fn central(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Self> {
-        let inner = central::router(gate.store.clone()).layer(from_fn_with_state(gate.clone(), served_version));
-        Self::start("prism-central", inner.layer(from_fn_with_state(gate, enter)), certificate)
-    }
-
-    /// Prism Element on a port of its own.
-    pub fn element(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Self> {
-        let inner = element::router(gate.store.clone());
-        Self::start("prism-element", inner.layer(from_fn_with_state(gate, enter)), certificate)
-    }
-
-    /// Runs on a thread and runtime of its own, so that tests can call it whether they block or are async.
-    fn start(name: &'static str, router: Router, certificate: ServerCertificate) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).with_context(|| format!("bind a port for {name}"))?;
-        listener.set_nonblocking(true)?;
-        let url = format!("https://127.0.0.1:{}", listener.local_addr()?.port());
-        let handle = Handle::new();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let given = handle.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            runtime.block_on(async move {
-                match bind(listener, certificate).await {
-                    Err(error) => drop(ready.send(Err(error))),
-                    Ok(server) => {
-                        let _ = ready.send(Ok(()));
-                        if let Err(error) = server.handle(given).serve(router.into_make_service()).await {
-                            tracing::error!("{name} stopped serving: {error}");
-                        }
-                    }
-                }
-            });
-        })?;
-        is_ready.recv().with_context(|| format!("start {name}"))?.with_context(|| format!("set up TLS for {name}"))?;
-        Ok(Self { url, handle, thread: Some(thread) })
-    }
-}
-
-async fn bind(
-    listener: TcpListener,
-    certificate: ServerCertificate,
-) -> Result<axum_server::Server<SocketAddr, RustlsAcceptor>> {
-    let tls = RustlsConfig::from_pem(certificate.certificate_pem.into(), certificate.key_pem.into()).await?;
-    Ok(axum_server::from_tcp_rustls(listener, tls)?)
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.handle.shutdown();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// Prism Element on a port of its own.
+pub fn element(gate: Arc<Gate>, certificate: ServerCertificate) -> Result<Server> {
+    let inner = element::router(gate.store.clone());
+    Server::start("prism-element", inner.layer(from_fn_with_state(gate, enter)), certificate)
 }
 
 /// Notes the call, checks the credentials and throws the switches.
