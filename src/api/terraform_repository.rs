@@ -1,6 +1,7 @@
 //! `TerraformRepository`: the git repository that defines a team's machines.
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::SecretRef;
@@ -34,12 +35,25 @@ pub struct TerraformRepositorySpec {
     #[x_kube(validation = ("self.contains('{hostname}')", "path must contain {hostname}, so that each machine has a file of its own"))]
     #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "path must be relative and must not contain '..'"))]
     pub path: String,
+    /// How a machine's file names the cluster, its storage container, subnets and categories.
+    #[serde(default)]
+    pub identifiers: Identifiers,
     /// Secret beside this object with `username` and `password` (a token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<SecretRef>,
     /// Who the commits are by.
     #[serde(default)]
     pub author: CommitAuthor,
+}
+
+/// How a file names what exists in Prism already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Identifiers {
+    /// By its uuid.
+    #[default]
+    Uuid,
+    /// By its name, through the provider's data sources. Terraform then refuses a name that is missing or ambiguous.
+    DataSource,
 }
 
 /// Name and address in a commit.

@@ -3,4 +3,5 @@
 pub mod commit;
 pub mod job;
 pub mod mirror;
+pub mod odata;
 pub mod terraform;

@@ -28,7 +28,7 @@ pub use decide::{Decision, Input, decide};
 pub use effect::Effect;
 pub use evidence::evidence;
 pub use permit::PowerOnPermit;
-pub use seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+pub use seen::{Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 pub use step::Step;
 pub use want::wanted;
 
