@@ -64,7 +64,27 @@ fn block(name: &str) -> hcl::structure::BlockBuilder {
 }
 
 fn set(name: &str, value: impl Into<Expression>) -> Attribute {
+    let value = match value.into() {
+        Expression::String(text) => TemplateExpr::from(escaped(&text)).into(),
+        other => other,
+    };
     Attribute::new(Identifier::sanitized(name), value)
+}
+
+/// Text as it stands between the quotes of a string of HCL. Not left to the crate (hcl-primitives 0.1.13): it overlooks the second
+/// template in `${a} %${b}`, and Terraform would evaluate it.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let opens_template = matches!(c, '$' | '%') && rest.peek() == Some(&'{');
+        match c {
+            '"' | '\\' => escaped.extend(['\\', c]),
+            _ if opens_template || c.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
 }
 
 /// Something that the file looks up in Prism by its name. Data sources of a directory share one name space, so that each bears the label
@@ -150,7 +170,7 @@ impl Lookup {
 
 /// Text as a literal of OData inside a quoted string of HCL.
 fn literal(text: &str) -> String {
-    Expression::from(quoted(text)).to_string().trim_matches('"').to_owned()
+    escaped(&quoted(text))
 }
 
 /// `ext_id` as the repository's convention has it.
