@@ -79,8 +79,13 @@ async fn finds_where_to_put_a_machine() {
         central.find_container("ctr", prism.cluster_uuid()).await.unwrap().as_deref(),
         Some(prism.container_uuid())
     );
-    assert_eq!(central.find_subnet("lan").await.unwrap().as_deref(), prism.subnet_uuid("lan"));
-    assert_eq!(central.find_subnet("it's not there").await.unwrap(), None);
+    let cluster = prism.cluster_uuid();
+    assert_eq!(central.find_subnet("lan", cluster).await.unwrap().as_deref(), prism.subnet_uuid("lan"));
+    assert_eq!(central.find_subnet("it's not there", cluster).await.unwrap(), None);
+    assert_eq!(central.find_subnet("lan", "another cluster").await.unwrap(), None, "names repeat across clusters");
+    let category = prism.add_category("Environment", "it's tested");
+    assert_eq!(central.find_category("Environment", "it's tested").await.unwrap(), Some(category));
+    assert_eq!(central.find_category("Environment", "Production").await.unwrap(), None);
     assert!(central.find_vms_by_name("web01").await.unwrap().is_empty());
 }
 
@@ -172,4 +177,31 @@ async fn errors_say_what_to_do() {
     assert!(matches!(error, PrismError::Unreachable { .. }) && error.to_string().contains("ca.crt"), "{error}");
     prism.switches().refuse_next_calls(2);
     assert!(central.find_cluster("ahv1").await.is_ok(), "a read is repeated when Prism says later");
+}
+
+#[tokio::test]
+async fn a_name_that_is_there_twice_is_refused() {
+    let Bench { prism, central, _dir, .. } = start();
+    prism.add_category("Environment", "Production");
+    prism.add_category("Environment", "Production");
+    let error = central.find_category("Environment", "Production").await.unwrap_err();
+    assert!(matches!(error, PrismError::Ambiguous { count: 2, .. }), "{error}");
+    assert!(error.to_string().contains("Environment:Production"), "{error}");
+}
+
+#[tokio::test]
+async fn a_prism_too_old_for_the_provider_is_told_from_one_that_fails() {
+    let Bench { prism, central, _dir, .. } = start();
+    let refused = async || central.find_cluster("ahv1").await.unwrap_err();
+    prism.switches().set_max_minor(1);
+    let error = refused().await;
+    assert_eq!(error.reason(), "PrismTooOld");
+    assert!(error.to_string().contains("v4.1") && error.to_string().contains("update Prism Central"), "{error}");
+    prism.switches().remove_v4(true);
+    let error = refused().await;
+    assert_eq!(error.reason(), "PrismTooOld");
+    assert!(error.to_string().contains("no v4 API"), "{error}");
+    prism.switches().remove_v4(false);
+    prism.switches().set_max_minor(2);
+    assert!(central.find_cluster("ahv1").await.unwrap().is_some());
 }

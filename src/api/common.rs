@@ -23,6 +23,16 @@ pub struct SecretRef {
     pub name: String,
 }
 
+/// A category of Prism. It must exist there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Category {
+    #[schemars(length(min = 1, max = 64))]
+    pub key: String,
+    #[schemars(length(min = 1, max = 64))]
+    pub value: String,
+}
+
 /// Why something is not moving: a machine-readable reason, words for a person, and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

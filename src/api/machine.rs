@@ -82,6 +82,16 @@ pub enum DiskBus {
     Ide,
 }
 
+/// The bus that the target's disks hang on, as Prism names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum TargetBus {
+    #[default]
+    Scsi,
+    /// virtio-blk.
+    Pci,
+}
+
 /// Where a disk's bytes are on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DiskSource {

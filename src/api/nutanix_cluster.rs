@@ -3,7 +3,7 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::common::SecretRef;
+use super::common::{Category, SecretRef};
 
 /// Prism endpoints, the storage container, subnets by VLAN, and the NFS address of the storage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -37,6 +37,15 @@ pub struct NutanixClusterSpec {
     #[schemars(length(max = 1024))]
     #[x_kube(validation = ("self.all(a, self.exists_one(b, b.vlan == a.vlan))", "each vlan may be listed once in subnets"))]
     pub subnets: Vec<SubnetByVlan>,
+    /// Categories that every VM is created with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = ("self.all(a, self.exists_one(b, b.key == a.key && b.value == a.value))", "each category may be listed once"))]
+    pub categories: Vec<Category>,
+    /// Prism's uuid of the project that every VM is created in: projects cannot be looked up by name in the v4 API. Absent = none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    pub project: Option<String>,
     /// Namespaces whose migrations may use this cluster. Empty = none: naming them is the opt-in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]

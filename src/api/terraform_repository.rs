@@ -45,6 +45,9 @@ pub struct TerraformRepositorySpec {
     #[x_kube(validation = ("self.contains('{hostname}')", "path must contain {hostname}, so that each machine has a file of its own"))]
     #[x_kube(validation = ("!self.startsWith('/') && !self.contains('..')", "path must be relative and must not contain '..'"))]
     pub path: String,
+    /// How a machine's file names the cluster, its storage container, subnets and categories.
+    #[serde(default)]
+    pub identifiers: Identifiers,
     /// Secret beside this object. For https: `username` and `password` (or a token), and `ca.crt` if a private authority signed the
     /// server's certificate. For ssh: `ssh-privatekey`, `passphrase` if it has one, and `known_hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,6 +150,16 @@ pub enum Delivery {
     Commit,
     Branch,
     MergeRequest,
+}
+
+/// How a file names what exists in Prism already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Identifiers {
+    /// By its uuid.
+    #[default]
+    Uuid,
+    /// By its name, through the provider's data sources. Terraform then refuses a name that is missing or ambiguous.
+    DataSource,
 }
 
 /// Name and address in a commit.

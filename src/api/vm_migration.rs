@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::block_copy::QuiesceStatus;
-use super::common::{Condition, MicroTime, NameRef, Problem, Time};
-use super::machine::Machine;
+use super::common::{Category, Condition, MicroTime, NameRef, Problem, Time};
+use super::machine::{Machine, TargetBus};
 use super::shutdown::ShutdownPolicy;
 
 /// Which machine, approved or not, roll back or not. Only `hostname` is required, and every verb is a field that git can own.
@@ -77,6 +77,9 @@ pub struct VmMigrationSpec {
     /// A person's yes to what Terraform will do. Never the same as approving the cutover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terraform: Option<TerraformSpec>,
+    /// What the target has other than its source and its cluster's defaults. The plan is made with it: later changes have no effect.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
     /// How the cutover is done.
     #[serde(default)]
     pub cutover: CutoverSpec,
@@ -90,6 +93,31 @@ pub struct TerraformSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
     pub approved_digest: Option<String>,
+}
+
+/// What the target has other than its source and its cluster's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Overrides {
+    /// Categories beside those of the `NutanixCluster`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = ("self.all(a, self.exists_one(b, b.key == a.key && b.value == a.value))", "each category may be listed once"))]
+    pub categories: Vec<Category>,
+    /// Prism's uuid of a project, instead of that of the `NutanixCluster`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    pub project: Option<String>,
+    /// The bus of the target's disks. Absent = SCSI. PCI is virtio-blk, and takes 7 disks at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bus: Option<TargetBus>,
+}
+
+impl Overrides {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How the cutover is done.
@@ -310,7 +338,7 @@ pub struct PlanStatus {
     #[schemars(length(max = 512))]
     pub path: String,
     /// The Terraform file, as committed.
-    #[schemars(length(max = 65_536))]
+    #[schemars(length(max = 262_144))]
     pub terraform: String,
     /// Sizes of the target's disks in bytes, in the order of `machine.disks`.
     #[schemars(length(max = 256), inner(range(max = 9_007_199_254_740_991_i64)))]

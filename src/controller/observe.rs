@@ -6,14 +6,15 @@ use kube::{Api, ResourceExt};
 
 use super::context::{Context, SecretText};
 use super::{application, setup};
-use crate::api::common::Tri;
-use crate::api::nutanix_cluster::PrismEndpoint;
+use crate::api::common::{Category, Tri};
+use crate::api::nutanix_cluster::{PrismEndpoint, SubnetByVlan};
 use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
 use crate::edge::git::{self, Access, Publication, ReviewBranch};
-use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
-use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, PrismError, Vm};
+use crate::flow::migration::{Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use crate::plan::{self, Choices, Named, Placement, PlannedCategory};
 use crate::render;
 
 /// Name of the `BlockCopy` and the Job of a migration.
@@ -57,7 +58,8 @@ async fn outside(
     if needs.placement || needs.target {
         let central = central(context, &setup.cluster).await;
         if needs.placement {
-            seen.placement = fact(placement(&central, &setup.cluster).await);
+            let choices = plan::choices(&setup.cluster, &migration.spec.overrides);
+            seen.placement = fact(placement(&central, &setup.cluster, &choices).await);
         }
         let uid = migration.uid().unwrap_or_default();
         let remembered = context.recent_target(&uid, Duration::from_secs(needs.target_may_be_seconds_old));
@@ -117,32 +119,38 @@ async fn prism_credentials(
     Ok((secret.require("username")?, secret.require("password")?, secret.get("ca.crt")))
 }
 
-fn prism(error: &crate::edge::prism::PrismError) -> Refusal {
+fn prism(error: &PrismError) -> Refusal {
     Refusal::new(error.reason(), error.to_string())
 }
 
+/// What the plan will refer to in Prism, by its identifiers.
 async fn placement(
     central: &Result<PrismCentral, Refusal>,
     cluster: &NutanixClusterSpec,
+    choices: &Choices,
 ) -> Result<Placement, Refusal> {
     let central = central.as_ref().map_err(Clone::clone)?;
-    let missing = |what: &str, name: &str| {
-        Refusal::new(
-            "PlacementNotFound",
-            format!("Prism Central knows no {what} named {name}: check the NutanixCluster"),
-        )
+    let found = |what: &str, name: &str, ext_id: Result<Option<String>, PrismError>| {
+        let ext_id = ext_id.map_err(|error| prism(&error))?;
+        let missing = format!("Prism Central knows no {what} named {name}: create it, or change what names it");
+        Ok(Named { name: name.into(), ext_id: ext_id.ok_or(Refusal::new("PlacementNotFound", missing))? })
     };
-    let cluster_ext_id = central.find_cluster(&cluster.cluster_name).await.map_err(|error| prism(&error))?;
-    let cluster_ext_id = cluster_ext_id.ok_or_else(|| missing("cluster", &cluster.cluster_name))?;
-    let container =
-        central.find_container(&cluster.storage_container, &cluster_ext_id).await.map_err(|error| prism(&error))?;
-    let container_ext_id = container.ok_or_else(|| missing("storage container", &cluster.storage_container))?;
-    let mut subnet_ext_ids = Vec::new();
-    for subnet in &cluster.subnets {
-        let found = central.find_subnet(&subnet.subnet).await.map_err(|error| prism(&error))?;
-        subnet_ext_ids.push((subnet.vlan, found.ok_or_else(|| missing("subnet", &subnet.subnet))?));
+    let name = &cluster.cluster_name;
+    let placed = found("cluster", name, central.find_cluster(name).await)?;
+    let name = &cluster.storage_container;
+    let container = found("storage container", name, central.find_container(name, &placed.ext_id).await)?;
+    let mut subnets = Vec::new();
+    for SubnetByVlan { vlan, subnet } in &cluster.subnets {
+        let named = found("subnet", subnet, central.find_subnet(subnet, &placed.ext_id).await)?;
+        subnets.push((*vlan, named));
     }
-    Ok(Placement { cluster_ext_id, container_ext_id, subnet_ext_ids })
+    let mut categories = Vec::new();
+    for category in &choices.categories {
+        let Category { key, value } = category;
+        let named = found("category", &format!("{key}:{value}"), central.find_category(key, value).await)?;
+        categories.push(PlannedCategory { category: category.clone(), ext_id: named.ext_id });
+    }
+    Ok(Placement { cluster: placed, container, subnets, categories })
 }
 
 /// The VMs that bear the target's name or, once it is pinned, that one by its identifier.

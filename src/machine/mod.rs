@@ -37,7 +37,7 @@ pub fn parse(xml: &str, persistent: bool) -> Result<Machine, MachineError> {
         board: board(domain)?,
         disks,
         left_out,
-        nics: devices.children().filter(|node| node.has_tag_name("interface")).map(nic).collect(),
+        nics: devices.children().filter(|node| node.has_tag_name("interface")).map(nic).collect::<Result<_, _>>()?,
         on_poweroff: text(domain, "on_poweroff").unwrap_or_else(|| "destroy".into()),
         persistent,
     })
@@ -194,15 +194,23 @@ fn bus(name: &str) -> Result<DiskBus, MachineError> {
     }
 }
 
-fn nic(node: Node<'_, '_>) -> Nic {
+fn nic(node: Node<'_, '_>) -> Result<Nic, MachineError> {
     let source = child(node, "source");
     let network = source
         .and_then(|source| source.attribute("network").or(source.attribute("bridge")).or(source.attribute("dev")));
-    let tag = child(node, "vlan").and_then(|vlan| child(vlan, "tag")).and_then(|tag| tag.attribute("id"));
-    Nic {
+    Ok(Nic {
         mac: attribute(node, "mac", "address").unwrap_or_default().to_ascii_lowercase(),
-        vlan: tag.and_then(|id| id.parse().ok()),
+        vlan: child(node, "vlan").map(vlan).transpose()?,
         network: network.map(str::to_owned),
+    })
+}
+
+/// The one tag of an access port. Several tags, or `trunk='yes'`, hand tagged frames to the guest.
+fn vlan(node: Node<'_, '_>) -> Result<u16, MachineError> {
+    let tags: Vec<&str> = node.children().filter_map(|tag| tag.attribute("id")).collect();
+    match tags.as_slice() {
+        [tag] if node.attribute("trunk") != Some("yes") => number("<vlan> tag", tag),
+        _ => Err(MachineError::Unknown { what: "<vlan> trunk", value: tags.join(",") }),
     }
 }
 

@@ -72,6 +72,9 @@ fn refuses_what_it_does_not_know_instead_of_guessing() {
     unknown("dev='vda' bus='virtio'", "dev='vda' bus='xen'");
     unknown("<memory unit='MiB'>", "<memory unit='pages'>");
     unknown("<vcpu placement='static'>4", "<vcpu placement='static'>many");
+    unknown("<vlan><tag id='10'/></vlan>", "<vlan trunk='yes'><tag id='10'/></vlan>");
+    unknown("<vlan><tag id='10'/></vlan>", "<vlan><tag id='10'/><tag id='11'/></vlan>");
+    unknown("<tag id='10'/>", "<tag id='ten'/>");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::api::machine::{Disk, DiskFormat, DiskSource, Machine};
+use crate::api::machine::{Board, Disk, DiskFormat, DiskSource, Firmware, Machine, TargetBus};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ fn blocks(reason: &'static str, message: impl Into<String>, what_to_do: &'static
     Finding { severity: Severity::Blocks, reason, message: message.into(), what_to_do }
 }
 
-/// Everything worth saying about a machine. `vlans` are those for which the target names a subnet.
-pub fn findings(machine: &Machine, hostname: &str, vlans: &[u16]) -> Vec<Finding> {
+/// Everything worth saying about a machine. `vlans` are those for which the target names a subnet; `bus` is that of the target's disks.
+pub fn findings(machine: &Machine, hostname: &str, vlans: &[u16], bus: TargetBus) -> Vec<Finding> {
     let mut found = Vec::new();
     if !machine.persistent {
         let message = format!(
@@ -60,12 +60,13 @@ pub fn findings(machine: &Machine, hostname: &str, vlans: &[u16]) -> Vec<Finding
     if machine.disks.is_empty() {
         found.push(blocks("NoDisks", "no disk of the domain can be moved", "see which were left out and why"));
     }
-    // AHV takes 256 disks on SCSI (Veeam's documentation of AHV limits).
-    if machine.disks.len() > 256 {
+    found.extend(too_many_disks(machine, bus));
+    if machine.firmware == Firmware::SecureBoot && machine.board != Board::Q35 {
+        let message = "the domain boots with secure boot on another board than Q35: AHV has it on Q35 only";
         found.push(blocks(
-            "TooManyDisks",
-            format!("{} disks are more than the 256 that AHV takes", machine.disks.len()),
-            "detach some",
+            "SecureBootWithoutQ35",
+            message,
+            "define the domain with machine='q35', or without secure boot",
         ));
     }
     if hostname.len() > 80 {
@@ -89,6 +90,17 @@ pub fn findings(machine: &Machine, hostname: &str, vlans: &[u16]) -> Vec<Finding
         what_to_do: "",
     }));
     found
+}
+
+/// Veeam's documentation of AHV's limits.
+fn too_many_disks(machine: &Machine, bus: TargetBus) -> Option<Finding> {
+    let (most, what_to_do) = match bus {
+        TargetBus::Scsi => (256, "detach some"),
+        TargetBus::Pci => (7, "remove spec.overrides.diskBus, for SCSI takes 256, or detach some"),
+    };
+    let count = machine.disks.len();
+    let message = format!("{count} disks are more than the {most} that AHV takes on this bus");
+    (count > most).then(|| blocks("TooManyDisks", message, what_to_do))
 }
 
 fn disk_findings(disk: &Disk) -> Vec<Finding> {

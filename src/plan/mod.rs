@@ -7,8 +7,12 @@ pub use findings::{Finding, Severity, findings};
 
 use sha2::{Digest, Sha256};
 
-use crate::api::machine::{Board, Cpu, Firmware, Machine};
+use crate::api::NutanixClusterSpec;
+use crate::api::common::Category;
+use crate::api::machine::{Board, Cpu, Firmware, Machine, TargetBus};
 use crate::api::shutdown::ShutdownPolicy;
+use crate::api::terraform_repository::Identifiers;
+use crate::api::vm_migration::Overrides;
 use serde::Serialize;
 
 const MIB: u64 = 1 << 20;
@@ -26,11 +30,21 @@ pub struct Plan {
     pub path: String,
     /// Who ordered it, for the file's header and the VM's description.
     pub origin: String,
-    pub cluster_ext_id: String,
+    /// How the file names what exists in Prism already.
+    pub identifiers: Identifiers,
+    pub cluster: Named,
+    /// The storage container of all disks.
+    pub container: Named,
+    /// In the order of key and value.
+    pub categories: Vec<PlannedCategory>,
+    /// Prism's uuid of the project.
+    pub project: Option<String>,
     pub cpu: Cpu,
     pub memory_bytes: u64,
     pub firmware: Firmware,
     pub board: Board,
+    /// The bus of all disks. Their indexes are their places in the plan.
+    pub disk_bus: TargetBus,
     /// In the order of `machine.disks`.
     pub disks: Vec<PlannedDisk>,
     /// In the order of `machine.nics`.
@@ -39,12 +53,27 @@ pub struct Plan {
     pub shutdown: ShutdownPolicy,
 }
 
-/// A disk of the target: on the SCSI bus, at its index in the plan.
+/// Something that exists in Prism: its name, and the identifier that was found by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Named {
+    pub name: String,
+    pub ext_id: String,
+}
+
+/// A category of the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedCategory {
+    pub category: Category,
+    pub ext_id: String,
+}
+
+/// A disk of the target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedDisk {
     pub size_bytes: u64,
-    pub container_ext_id: String,
 }
 
 /// A network interface of the target.
@@ -52,7 +81,40 @@ pub struct PlannedDisk {
 #[serde(rename_all = "camelCase")]
 pub struct PlannedNic {
     pub mac: String,
-    pub subnet_ext_id: String,
+    pub vlan: u16,
+    pub subnet: Named,
+}
+
+/// What is chosen about a target beside its source, from the cluster's defaults and the migration's overrides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// Sorted, each once.
+    pub categories: Vec<Category>,
+    pub project: Option<String>,
+    pub disk_bus: TargetBus,
+}
+
+/// Brings defaults and overrides together.
+pub fn choices(cluster: &NutanixClusterSpec, overrides: &Overrides) -> Choices {
+    let mut categories = [cluster.categories.clone(), overrides.categories.clone()].concat();
+    categories.sort();
+    categories.dedup();
+    Choices {
+        categories,
+        project: overrides.project.clone().or(cluster.project.clone()),
+        disk_bus: overrides.disk_bus.unwrap_or_default(),
+    }
+}
+
+/// What a plan refers to in Prism.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub cluster: Named,
+    pub container: Named,
+    /// VLAN to subnet, for the VLANs that the `NutanixCluster` lists.
+    pub subnets: Vec<(u16, Named)>,
+    /// Those that were chosen, in their order.
+    pub categories: Vec<PlannedCategory>,
 }
 
 /// What a plan is made from.
@@ -60,12 +122,11 @@ pub struct PlannedNic {
 pub struct PlanInput<'a> {
     pub machine: &'a Machine,
     pub hostname: &'a str,
-    pub cluster_ext_id: &'a str,
-    pub container_ext_id: &'a str,
-    /// VLAN to subnet.
-    pub subnet_ext_ids: &'a [(u16, String)],
+    pub placement: &'a Placement,
+    pub choices: &'a Choices,
     /// `{hostname}` in it is replaced.
     pub path_template: &'a str,
+    pub identifiers: Identifiers,
     pub shutdown: &'a ShutdownPolicy,
     pub origin: &'a str,
 }
@@ -77,39 +138,56 @@ pub enum PlanError {
         "the interface {mac} is on VLAN {vlan}, for which the NutanixCluster names no subnet: add it to spec.subnets"
     )]
     NoSubnet { mac: String, vlan: u16 },
+    #[error(
+        "Terraform takes {path} for an override of other files, not for a definition: change the path of the TerraformRepository, as in vms/{{hostname}}.vm.tf"
+    )]
+    OverrideFile { path: String },
 }
 
 /// Makes a plan. Deterministic: the same input gives the same plan and digest.
 pub fn make(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
-    let nics: Result<Vec<PlannedNic>, PlanError> = input
-        .machine
+    let (machine, placement) = (input.machine, input.placement);
+    let nics: Result<Vec<PlannedNic>, PlanError> = machine
         .nics
         .iter()
         .map(|nic| {
             let vlan = nic.vlan.unwrap_or(0);
-            let subnet = input.subnet_ext_ids.iter().find(|(id, _)| *id == vlan);
-            let (_, ext_id) = subnet.ok_or(PlanError::NoSubnet { mac: nic.mac.clone(), vlan })?;
-            Ok(PlannedNic { mac: nic.mac.clone(), subnet_ext_id: ext_id.clone() })
+            let subnet = placement.subnets.iter().find(|(id, _)| *id == vlan);
+            let (_, subnet) = subnet.ok_or(PlanError::NoSubnet { mac: nic.mac.clone(), vlan })?;
+            Ok(PlannedNic { mac: nic.mac.clone(), vlan, subnet: subnet.clone() })
         })
         .collect();
-    let disks = input.machine.disks.iter().map(|disk| PlannedDisk {
-        size_bytes: target_size_bytes(disk.size_bytes),
-        container_ext_id: input.container_ext_id.into(),
-    });
+    let disks = machine.disks.iter().map(|disk| PlannedDisk { size_bytes: target_size_bytes(disk.size_bytes) });
     Ok(Plan {
-        machine: input.machine.clone(),
+        machine: machine.clone(),
         target_name: input.hostname.into(),
-        path: input.path_template.replace("{hostname}", input.hostname),
+        path: path(input)?,
         origin: input.origin.into(),
-        cluster_ext_id: input.cluster_ext_id.into(),
-        cpu: input.machine.cpu.clone(),
-        memory_bytes: input.machine.memory_bytes,
-        firmware: input.machine.firmware,
-        board: input.machine.board,
+        identifiers: input.identifiers,
+        cluster: placement.cluster.clone(),
+        container: placement.container.clone(),
+        categories: placement.categories.clone(),
+        project: input.choices.project.clone(),
+        cpu: machine.cpu.clone(),
+        memory_bytes: machine.memory_bytes,
+        firmware: machine.firmware,
+        board: machine.board,
+        disk_bus: input.choices.disk_bus,
         disks: disks.collect(),
         nics: nics?,
         shutdown: input.shutdown.clone(),
     })
+}
+
+/// The machine's file. `override.tf` and `…_override.tf` are merged into what other files define (Terraform's "Override Files").
+fn path(input: &PlanInput<'_>) -> Result<String, PlanError> {
+    let path = input.path_template.replace("{hostname}", input.hostname);
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if name == "override.tf" || name.ends_with("_override.tf") {
+        Err(PlanError::OverrideFile { path })
+    } else {
+        Ok(path)
+    }
 }
 
 /// The source's size plus 1 GiB, so that the target is never smaller, rounded up to a whole MiB as Prism's v3 view of disks has it.

@@ -30,20 +30,34 @@ pub(crate) fn machine() -> Machine {
 }
 
 fn plan_of(machine: &Machine) -> Result<Plan, PlanError> {
+    plan_with(machine, &Choices::default(), "vms/{hostname}.tf")
+}
+
+fn plan_with(machine: &Machine, choices: &Choices, path_template: &str) -> Result<Plan, PlanError> {
     make(&PlanInput {
         machine,
         hostname: "web01",
-        cluster_ext_id: "cluster",
-        container_ext_id: "container",
-        subnet_ext_ids: &[(10, "subnet".into())],
-        path_template: "vms/{hostname}.tf",
+        placement: &placement(),
+        choices,
+        path_template,
+        identifiers: Identifiers::Uuid,
         shutdown: &ShutdownPolicy::default(),
         origin: "test",
     })
 }
 
+pub(crate) fn placement() -> Placement {
+    let named = |name: &str| Named { name: name.into(), ext_id: format!("{name}-id") };
+    Placement {
+        cluster: named("cluster"),
+        container: named("container"),
+        subnets: vec![(10, named("subnet"))],
+        categories: vec![],
+    }
+}
+
 fn reasons(machine: &Machine) -> Vec<&'static str> {
-    findings(machine, "web01", &[10]).into_iter().map(|finding| finding.reason).collect()
+    findings(machine, "web01", &[10], TargetBus::Scsi).into_iter().map(|finding| finding.reason).collect()
 }
 
 #[test]
@@ -84,7 +98,8 @@ fn a_fit_machine_has_no_findings() {
 #[test]
 fn unfit_machines_are_found_before_anything_starts() {
     #[allow(clippy::type_complexity)]
-    let table: [(fn(&mut Machine), &str); 9] = [
+    let table: [(fn(&mut Machine), &str); 10] = [
+        (|machine| machine.firmware = Firmware::SecureBoot, "SecureBootWithoutQ35"),
         (|machine| machine.persistent = false, "TransientDomain"),
         (|machine| machine.on_poweroff = "restart".into(), "OnPoweroff"),
         (|machine| machine.disks.clear(), "NoDisks"),
@@ -103,4 +118,52 @@ fn unfit_machines_are_found_before_anything_starts() {
         change(&mut changed);
         assert_eq!(reasons(&changed), [reason]);
     }
+}
+
+#[test]
+fn secure_boot_on_q35_is_fit() {
+    let secure = Machine { firmware: Firmware::SecureBoot, board: Board::Q35, ..machine() };
+    assert_eq!(reasons(&secure), Vec::<&str>::new());
+}
+
+#[test]
+fn each_bus_has_its_limit() {
+    let with_disks = |count: usize| Machine { disks: vec![machine().disks[0].clone(); count], ..machine() };
+    let is_too_many = |count, bus| {
+        findings(&with_disks(count), "web01", &[10], bus).iter().any(|finding| finding.reason == "TooManyDisks")
+    };
+    assert!(!is_too_many(7, TargetBus::Pci) && is_too_many(8, TargetBus::Pci));
+    assert!(!is_too_many(256, TargetBus::Scsi) && is_too_many(257, TargetBus::Scsi));
+}
+
+#[test]
+fn overrides_add_categories_and_replace_the_project() {
+    let category = |value: &str| Category { key: "Environment".into(), value: value.into() };
+    let mut cluster: NutanixClusterSpec = serde_json::from_value(serde_json::json!({
+        "prismCentral": {"url": "https://pc:9440", "credentials": {"name": "pc"}},
+        "prismElement": {"url": "https://pe:9440", "credentials": {"name": "pe"}},
+        "clusterName": "c1", "storageContainer": "ctr", "nfs": {"address": "10.0.0.1"},
+    }))
+    .expect("valid");
+    cluster.categories = vec![category("Test"), category("Production")];
+    cluster.project = Some("the cluster's".into());
+    assert_eq!(choices(&cluster, &Overrides::default()).project.as_deref(), Some("the cluster's"));
+    let overrides = Overrides {
+        categories: vec![category("Test"), category("Migrated")],
+        project: Some("its own".into()),
+        disk_bus: Some(TargetBus::Pci),
+    };
+    let chosen = choices(&cluster, &overrides);
+    assert_eq!(chosen.categories, ["Migrated", "Production", "Test"].map(category));
+    assert_eq!((chosen.project.as_deref(), chosen.disk_bus), (Some("its own"), TargetBus::Pci));
+    assert_eq!(plan_with(&machine(), &chosen, "{hostname}.tf").expect("plan").disk_bus, TargetBus::Pci);
+}
+
+#[test]
+fn a_file_that_terraform_would_merge_into_others_is_refused() {
+    for template in ["{hostname}_override.tf", "vms/{hostname}/override.tf"] {
+        let refused = plan_with(&machine(), &Choices::default(), template);
+        assert!(matches!(refused, Err(PlanError::OverrideFile { .. })), "{template}");
+    }
+    assert!(plan_with(&machine(), &Choices::default(), "vms/{hostname}.override.tf").is_ok());
 }

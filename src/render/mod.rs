@@ -3,5 +3,6 @@
 pub mod commit;
 pub mod job;
 pub mod mirror;
+pub mod odata;
 pub mod terraform;
 pub mod terraform_job;

@@ -3,12 +3,16 @@
 //! The VM is created off and stays under the operator's power switch; it is protected from being destroyed; and what would harm it if
 //! Terraform "corrected" it is ignored after creation. Attribute names: provider nutanix/nutanix 2.4.2.
 
-use hcl::expr::Variable;
+use std::collections::BTreeMap;
+
+use hcl::expr::{FuncCall, TemplateExpr, Traversal, Variable};
 use hcl::{Attribute, Block, Body, Expression, Identifier};
 use sha2::{Digest, Sha256};
 
-use crate::api::machine::{Board, Firmware};
-use crate::plan::{Plan, PlannedDisk, PlannedNic};
+use super::odata::quoted;
+use crate::api::machine::{Board, Firmware, TargetBus};
+use crate::api::terraform_repository::Identifiers;
+use crate::plan::{Plan, PlannedCategory, PlannedDisk, PlannedNic};
 
 /// The first line of every file that Drover writes: a file without it is somebody's own and is never overwritten.
 pub const HEADER: &str = "# Written by Drover";
@@ -18,7 +22,11 @@ const DIGEST: &str = "# Content sha256:";
 
 /// The whole file, formatted as `terraform fmt` has it.
 pub fn file(plan: &Plan) -> String {
-    let body = Body::builder().add_block(machine(plan)).build();
+    let lookups = match plan.identifiers {
+        Identifiers::Uuid => Vec::new(),
+        Identifiers::DataSource => Lookup::all(plan),
+    };
+    let body = Body::builder().add_blocks(lookups.iter().map(Lookup::block)).add_block(machine(plan)).build();
     let text = hcl::to_string(&body).unwrap_or_default();
     let header =
         format!("{HEADER} for {}. Edit it after the migration is finalised, not before.", one_line(&plan.origin));
@@ -42,14 +50,31 @@ fn content_digest(header: &str, others: &str) -> String {
     format!("{:x}", Sha256::digest(format!("{header}\n{others}")))
 }
 
+/// Text on one line: without line breaks and other control characters, and without those that show it in another order than it has.
 fn one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
+    let disturbs = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if disturbs(c) { ' ' } else { c }).collect()
 }
 
-/// The name of the resource: the hostname with everything replaced that an identifier cannot hold.
-fn label(hostname: &str) -> String {
-    let safe: String = hostname.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    if safe.starts_with(|c: char| c.is_ascii_alphabetic()) { safe } else { format!("vm_{safe}") }
+/// A name as an identifier of Terraform. What an identifier cannot hold is replaced; names that differ only there are told apart by a hash.
+fn label(name: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let safe: String = name.chars().map(|c| if fits(c) { c } else { '_' }).collect();
+    let safe = if safe.starts_with(|c: char| c.is_ascii_alphabetic()) { safe } else { format!("vm_{safe}") };
+    if safe == name && !is_hashed(name) { safe } else { format!("{safe}_{}", hash(name)) }
+}
+
+fn hash(text: &str) -> String {
+    format!("{:x}", Sha256::digest(text)).chars().take(HASH_LENGTH).collect()
+}
+
+const HASH_LENGTH: usize = 8;
+
+/// Whether a name looks as if its hash had been added: kept as it is, it could be another name's label.
+fn is_hashed(name: &str) -> bool {
+    name.rsplit_once('_').is_some_and(|(_, end)| end.len() == HASH_LENGTH && end.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 fn block(name: &str) -> hcl::structure::BlockBuilder {
@@ -57,13 +82,128 @@ fn block(name: &str) -> hcl::structure::BlockBuilder {
 }
 
 fn set(name: &str, value: impl Into<Expression>) -> Attribute {
+    let value = match value.into() {
+        Expression::String(text) => TemplateExpr::from(escaped(&text)).into(),
+        other => other,
+    };
     Attribute::new(Identifier::sanitized(name), value)
+}
+
+/// Text as it stands between the quotes of a string of HCL. Not left to the crate (hcl-primitives 0.1.13): it overlooks the second
+/// template in `${a} %${b}`, and Terraform would evaluate it.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let opens_template = matches!(c, '$' | '%') && rest.peek() == Some(&'{');
+        match c {
+            '"' | '\\' => escaped.extend(['\\', c]),
+            _ if opens_template || c.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            _ => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Something that the file looks up in Prism by its name. Data sources of a directory share one name space, so that each bears the label
+/// of its machine.
+struct Lookup {
+    kind: &'static str,
+    label: String,
+    /// What lists the found, and what identifies one of them.
+    list: &'static str,
+    id: &'static str,
+    /// OData; with templates of Terraform in it.
+    filter: String,
+}
+
+impl Lookup {
+    fn all(plan: &Plan) -> Vec<Self> {
+        // Several interfaces may be on one VLAN.
+        let subnets: BTreeMap<u16, Self> = plan.nics.iter().map(|nic| (nic.vlan, Self::subnet(plan, nic))).collect();
+        let categories = plan.categories.iter().map(|category| Self::category(plan, category));
+        [Self::cluster(plan), Self::container(plan)]
+            .into_iter()
+            .chain(subnets.into_values())
+            .chain(categories)
+            .collect()
+    }
+
+    fn cluster(plan: &Plan) -> Self {
+        Self {
+            kind: "nutanix_clusters_v2",
+            label: label(&plan.target_name),
+            list: "cluster_entities",
+            id: "ext_id",
+            filter: format!("name eq {}", literal(&plan.cluster.name)),
+        }
+    }
+
+    fn container(plan: &Plan) -> Self {
+        let name = literal(&plan.container.name);
+        Self {
+            kind: "nutanix_storage_containers_v2",
+            label: label(&plan.target_name),
+            list: "storage_containers",
+            id: "container_ext_id",
+            filter: format!("name eq {name} and clusterExtId eq '${{{}}}'", Self::cluster(plan).found()),
+        }
+    }
+
+    fn subnet(plan: &Plan, nic: &PlannedNic) -> Self {
+        let name = literal(&nic.subnet.name);
+        Self {
+            kind: "nutanix_subnets_v2",
+            label: format!("{}_vlan{}", label(&plan.target_name), nic.vlan),
+            list: "subnets",
+            id: "ext_id",
+            filter: format!("name eq {name} and clusterReference eq '${{{}}}'", Self::cluster(plan).found()),
+        }
+    }
+
+    fn category(plan: &Plan, planned: &PlannedCategory) -> Self {
+        let (key, value) = (&planned.category.key, &planned.category.value);
+        // What lies between them fits no identifier, so that the hash tells a_b with c from a with b_c.
+        Self {
+            kind: "nutanix_categories_v2",
+            label: format!("{}_{}", label(&plan.target_name), label(&format!("{key}\0{value}"))),
+            list: "categories",
+            id: "ext_id",
+            filter: format!("key eq {} and value eq {}", literal(key), literal(value)),
+        }
+    }
+
+    /// The identifier of what is found. Terraform fails if that is nothing, or more than one.
+    fn found(&self) -> Expression {
+        let all =
+            Traversal::builder(Variable::sanitized("data")).attr(self.kind).attr(self.label.as_str()).attr(self.list);
+        Traversal::builder(FuncCall::builder("one").arg(all.build()).build()).attr(self.id).build().into()
+    }
+
+    fn block(&self) -> Block {
+        let filter = Expression::from(TemplateExpr::from(self.filter.clone()));
+        block("data").add_label(self.kind).add_label(self.label.clone()).add_attribute(set("filter", filter)).build()
+    }
+}
+
+/// Text as a literal of OData inside a quoted string of HCL.
+fn literal(text: &str) -> String {
+    escaped(&quoted(text))
+}
+
+/// `ext_id` as the repository's convention has it.
+fn ext_id(plan: &Plan, known: &str, lookup: impl FnOnce() -> Lookup) -> Attribute {
+    let value = match plan.identifiers {
+        Identifiers::Uuid => Expression::from(known),
+        Identifiers::DataSource => lookup().found(),
+    };
+    set("ext_id", value)
 }
 
 fn machine(plan: &Plan) -> Block {
     let description = format!(
         "Moved by Drover from libvirt domain {} ({}) for {}",
-        plan.machine.name,
+        one_line(&plan.machine.name),
         plan.machine.uuid,
         one_line(&plan.origin)
     );
@@ -84,15 +224,26 @@ fn machine(plan: &Plan) -> Block {
             },
         ))
         .add_attribute(set("power_state", "OFF"))
-        .add_block(block("cluster").add_attribute(set("ext_id", plan.cluster_ext_id.clone())).build())
-        .add_block(boot(plan.firmware));
-    for (index, disk) in plan.disks.iter().enumerate() {
-        vm = vm.add_block(scsi_disk(index, disk));
+        .add_block(reference("cluster", ext_id(plan, &plan.cluster.ext_id, || Lookup::cluster(plan))));
+    if let Some(project) = &plan.project {
+        vm = vm.add_block(reference("project", set("ext_id", project.clone())));
+    }
+    for category in &plan.categories {
+        let id = ext_id(plan, &category.ext_id, || Lookup::category(plan, category));
+        vm = vm.add_block(reference("categories", id));
+    }
+    vm = vm.add_block(boot(plan.firmware));
+    for (index, planned) in plan.disks.iter().enumerate() {
+        vm = vm.add_block(disk(plan, index, planned));
     }
     for nic in &plan.nics {
-        vm = vm.add_block(interface(nic));
+        vm = vm.add_block(interface(plan, nic));
     }
     vm.add_block(lifecycle()).build()
+}
+
+fn reference(name: &str, ext_id: Attribute) -> Block {
+    block(name).add_attribute(ext_id).build()
 }
 
 fn boot(firmware: Firmware) -> Block {
@@ -104,25 +255,31 @@ fn boot(firmware: Firmware) -> Block {
     block("boot_config").add_block(boot.build()).build()
 }
 
-fn scsi_disk(index: usize, disk: &PlannedDisk) -> Block {
-    let address =
-        block("disk_address").add_attribute(set("bus_type", "SCSI")).add_attribute(set("index", index)).build();
-    let container = block("storage_container").add_attribute(set("ext_id", disk.container_ext_id.clone())).build();
-    let content = block("vm_disk").add_attribute(set("disk_size_bytes", disk.size_bytes)).add_block(container).build();
+fn disk(plan: &Plan, index: usize, disk: &PlannedDisk) -> Block {
+    let bus = match plan.disk_bus {
+        TargetBus::Scsi => "SCSI",
+        TargetBus::Pci => "PCI",
+    };
+    let address = block("disk_address").add_attribute(set("bus_type", bus)).add_attribute(set("index", index)).build();
+    let container = ext_id(plan, &plan.container.ext_id, || Lookup::container(plan));
+    let content = block("vm_disk")
+        .add_attribute(set("disk_size_bytes", disk.size_bytes))
+        .add_block(reference("storage_container", container))
+        .build();
     let backing = block("backing_info").add_block(content).build();
     block("disks").add_block(address).add_block(backing).build()
 }
 
-fn interface(nic: &PlannedNic) -> Block {
+fn interface(plan: &Plan, nic: &PlannedNic) -> Block {
     let card = block("virtual_ethernet_nic")
         .add_attribute(set("mac_address", nic.mac.clone()))
         .add_attribute(set("is_connected", true))
         .build();
-    let subnet = block("subnet").add_attribute(set("ext_id", nic.subnet_ext_id.clone())).build();
+    let subnet = ext_id(plan, &nic.subnet.ext_id, || Lookup::subnet(plan, nic));
     let network = block("virtual_ethernet_nic_network_info")
         .add_attribute(set("nic_type", "NORMAL_NIC"))
         .add_attribute(set("vlan_mode", "ACCESS"))
-        .add_block(subnet)
+        .add_block(reference("subnet", subnet))
         .build();
     block("nics")
         .add_block(block("nic_backing_info").add_block(card).build())
@@ -173,64 +330,4 @@ fn attribute(line: &str) -> Option<(&str, &str)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::{PlanInput, make};
-
-    fn rendered(hostname: &str, origin: &str) -> String {
-        let machine = crate::machine::parse(
-            &format!(
-                "<domain><name>{}</name><uuid>u-1</uuid><memory unit='MiB'>512</memory><vcpu>2</vcpu><os><type machine='pc'>hvm</type></os>
-                 <devices><disk type='file' device='disk'><driver type='raw'/><source file='/a'/><target dev='vda' bus='virtio'/></disk>
-                 <interface type='user'><mac address='52:54:00:00:00:01'/></interface></devices></domain>",
-                "web&quot; ${file(&quot;/etc/passwd&quot;)}"
-            ),
-            true,
-        )
-        .expect("valid");
-        let plan = make(&PlanInput {
-            machine: &machine,
-            hostname,
-            cluster_ext_id: "c",
-            container_ext_id: "s",
-            subnet_ext_ids: &[(0, "n".into())],
-            path_template: "vms/{hostname}.tf",
-            shutdown: &crate::api::shutdown::ShutdownPolicy::default(),
-            origin,
-        })
-        .expect("plan");
-        file(&plan)
-    }
-
-    #[test]
-    fn hostile_names_stay_text() {
-        let text = rendered("web01", "a\n}\nresource \"x\" \"y\" {");
-        let body: Body = hcl::from_str(&text).expect("it is HCL");
-        assert_eq!(body.blocks().count(), 1, "something was injected:\n{text}");
-        assert!(text.contains("$${file("), "a template was not escaped:\n{text}");
-    }
-
-    #[test]
-    fn an_edit_shows_in_the_file_itself() {
-        let text = rendered("web01", "VmMigration team-a/web01 uid u-1");
-        assert!(is_as_written(&text), "{text}");
-        let lines: Vec<&str> = text.lines().collect();
-        for at in 0..lines.len() {
-            let mut edited: Vec<String> = lines.iter().map(ToString::to_string).collect();
-            edited[at].push(' ');
-            assert!(!is_as_written(&(edited.join("\n") + "\n")), "an edit of line {} does not show", at + 1);
-        }
-        assert!(!is_as_written(&text.replacen(lines[1], "", 1)) && !is_as_written(HEADER) && !is_as_written(""));
-    }
-
-    #[test]
-    fn labels_are_identifiers() {
-        assert_eq!(label("web01.example.com"), "web01_example_com");
-        assert_eq!(label("01web"), "vm_01web");
-    }
-
-    #[test]
-    fn neighbouring_attributes_are_aligned() {
-        assert_eq!(align("a {\n  x = 1\n  long = 2\n}\n"), "a {\n  x    = 1\n  long = 2\n}\n");
-    }
-}
+mod tests;

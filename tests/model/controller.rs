@@ -7,9 +7,9 @@ use drover::api::common::Tri;
 use drover::api::vm_migration::{CutoverStatus, TargetOrder};
 use drover::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
 use drover::flow::migration::{
-    Decision, Effect, Fact, Input, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, decide as decide_migration,
-    needs,
+    Decision, Effect, Fact, Input, Refusal, Seen, Setup, TargetVm, TargetVmDisk, decide as decide_migration, needs,
 };
+use drover::plan::{Named, Placement};
 
 use crate::faults;
 use crate::host::{Driver, GIB};
@@ -142,13 +142,15 @@ fn seen(model: &Model, question: &Question, spec: &VmMigrationSpec, status: &VmM
             Ok(question.target.map(|vm| target(model, vm, busy)).into_iter().collect())
         }
     };
+    let named = |name: &str| Named { name: name.into(), ext_id: name.into() };
     let placement = match (needs.placement, question.look) {
         (false, _) => Fact::NotAsked,
         (true, Look::PrismSilent) => Fact::Unknown(silent()),
         (true, _) => Fact::Known(Placement {
-            cluster_ext_id: "c".into(),
-            container_ext_id: "s".into(),
-            subnet_ext_ids: vec![(10, "n".into())],
+            cluster: named("c"),
+            container: named("s"),
+            subnets: vec![(10, named("n"))],
+            categories: vec![],
         }),
     };
     let copy = question.copy.map(|stored| {

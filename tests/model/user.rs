@@ -1,7 +1,7 @@
 //! What people write into the `VmMigration`.
 
 use drover::api::VmMigrationSpec;
-use drover::api::vm_migration::{CutoverSpec, OnDifference};
+use drover::api::vm_migration::{CutoverSpec, OnDifference, Overrides};
 
 use crate::controller::migration_changed;
 use crate::world::{Model, State, Stop, only_if};
@@ -57,6 +57,7 @@ impl Wish {
             target_ref: None,
             terraform_ref: None,
             terraform: None,
+            overrides: Overrides::default(),
             cutover: CutoverSpec {
                 on_difference: if self.gives_up { OnDifference::GiveUp } else { OnDifference::Repair },
                 ..CutoverSpec::default()

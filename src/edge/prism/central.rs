@@ -7,9 +7,12 @@ use serde_json::Value;
 
 use super::PrismError;
 use super::http::{Answer, Call, Server};
+use crate::render::odata::quoted;
 
 /// The newest minor version of the v4 API whose shapes this code knows.
 const NEWEST_MINOR: u32 = 2;
+/// The oldest that will do: below it the Terraform provider 2.4, whose attributes our files have, does not negotiate and gets 404.
+const OLDEST_MINOR: u32 = 2;
 /// Most entries that a v4 list gives in one page.
 const PAGE: usize = 100;
 
@@ -76,24 +79,43 @@ impl PrismCentral {
         Ok(Self { server: Server::new(url, username, password, ca_pem)? })
     }
 
-    /// Identifier of the AHV cluster of that name.
+    /// Identifier of the AHV cluster of that name. Prism Central lists itself too.
     pub async fn find_cluster(&self, name: &str) -> Result<Option<String>, PrismError> {
         let found = self.list("clustermgmt", "config/clusters", &named(name)).await?;
-        Ok(found.iter().find(|cluster| cluster["name"] == name).and_then(|cluster| text(&cluster["extId"])))
+        let is_prism_central =
+            |cluster: &Value| list(&cluster["config"]["clusterFunction"]).iter().any(|word| word == "PRISM_CENTRAL");
+        let ids = found.iter().filter(|cluster| cluster["name"] == name && !is_prism_central(cluster));
+        only(&format!("cluster {name:?}"), ids.filter_map(|cluster| text(&cluster["extId"])).collect())
     }
 
     /// Identifier of the storage container of that name in a cluster.
     pub async fn find_container(&self, name: &str, cluster_ext_id: &str) -> Result<Option<String>, PrismError> {
         let found = self.list("clustermgmt", "config/storage-containers", &named(name)).await?;
         let here =
-            found.iter().find(|container| container["name"] == name && container["clusterExtId"] == cluster_ext_id);
-        Ok(here.and_then(|container| text(&container["containerExtId"]).or_else(|| text(&container["extId"]))))
+            found.iter().filter(|container| container["name"] == name && container["clusterExtId"] == cluster_ext_id);
+        let id = |container: &Value| text(&container["containerExtId"]).or_else(|| text(&container["extId"]));
+        only(&format!("storage container {name:?}"), here.filter_map(id).collect())
     }
 
-    /// Identifier of the subnet of that name.
-    pub async fn find_subnet(&self, name: &str) -> Result<Option<String>, PrismError> {
+    /// Identifier of the subnet of that name in a cluster. A subnet that names no cluster is in all of them.
+    pub async fn find_subnet(&self, name: &str, cluster_ext_id: &str) -> Result<Option<String>, PrismError> {
         let found = self.list("networking", "config/subnets", &named(name)).await?;
-        Ok(found.iter().find(|subnet| subnet["name"] == name).and_then(|subnet| text(&subnet["extId"])))
+        let is_here = |subnet: &Value| {
+            let (one, several) = (&subnet["clusterReference"], list(&subnet["clusterReferenceList"]));
+            one == cluster_ext_id
+                || several.iter().any(|cluster| cluster == cluster_ext_id)
+                || one.is_null() && several.is_empty()
+        };
+        let here = found.iter().filter(|subnet| subnet["name"] == name && is_here(subnet));
+        only(&format!("subnet {name:?}"), here.filter_map(|subnet| text(&subnet["extId"])).collect())
+    }
+
+    /// Identifier of a category.
+    pub async fn find_category(&self, key: &str, value: &str) -> Result<Option<String>, PrismError> {
+        let filter = format!("key eq {} and value eq {}", quoted(key), quoted(value));
+        let found = self.list("prism", "config/categories", &filter).await?;
+        let same = found.iter().filter(|category| category["key"] == key && category["value"] == value);
+        only(&format!("category {key}:{value}"), same.filter_map(|category| text(&category["extId"])).collect())
     }
 
     /// Identifiers of all VMs of that name: names are not unique.
@@ -203,14 +225,21 @@ impl PrismCentral {
     async fn root(&self, namespace: &str) -> Result<String, PrismError> {
         let path = format!("/api/{namespace}/unversioned/info");
         let call = Call { method: Method::OPTIONS, ..Call::get(&path, &[]) };
-        let answer = self.server.call(&call).await?;
+        let too_old = |found: String| PrismError::TooOld {
+            tried: format!("OPTIONS {path}"),
+            found,
+            needed: format!("v4.{OLDEST_MINOR}"),
+        };
+        let answer = match self.server.call(&call).await {
+            Err(PrismError::NotFound { .. }) => return Err(too_old("there is no v4 API".into())),
+            other => other?,
+        };
         let version = answer.body["data"].as_str().unwrap_or_default();
         let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
-        let minor = minor.ok_or_else(|| PrismError::Malformed {
-            tried: format!("OPTIONS {path}"),
-            why: format!("version {version:?}: Drover needs the v4 API (Prism Central 2024.3 or newer)"),
-        })?;
-        Ok(format!("/api/{namespace}/v4.{}", minor.min(NEWEST_MINOR)))
+        match minor {
+            Some(minor) if minor >= OLDEST_MINOR => Ok(format!("/api/{namespace}/v4.{}", minor.min(NEWEST_MINOR))),
+            Some(_) | None => Err(too_old(format!("the newest version is {version:?}"))),
+        }
     }
 
     /// All entries of a list that an OData filter selects, over all pages. An empty filter selects all.
@@ -246,9 +275,17 @@ fn state_of(task: &Value) -> TaskState {
     }
 }
 
-/// An OData filter by name. In OData a quote in a string is doubled.
+/// An OData filter by name.
 fn named(name: &str) -> String {
-    format!("name eq '{}'", name.replace('\'', "''"))
+    format!("name eq {}", quoted(name))
+}
+
+/// What was found, if it is one and no more.
+fn only(what: &str, mut ids: Vec<String>) -> Result<Option<String>, PrismError> {
+    match ids.len() {
+        0 | 1 => Ok(ids.pop()),
+        count => Err(PrismError::Ambiguous { what: what.into(), count }),
+    }
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -22,6 +22,12 @@ pub enum PrismError {
     Unauthorized { tried: String },
     #[error("{tried}: not found")]
     NotFound { tried: String },
+    #[error(
+        "{tried}: {found}, but Drover and the Terraform provider (nutanix/nutanix 2.4) need {needed} of Prism's API: update Prism Central to 7.5 or newer"
+    )]
+    TooOld { tried: String, found: String, needed: String },
+    #[error("Prism Central has the {what} {count} times: rename all but one, or name another")]
+    Ambiguous { what: String, count: usize },
     #[error("{tried}: the object changed since it was read (ETag)")]
     PreconditionFailed { tried: String },
     #[error("{tried}: refused with status {status}: {message}")]
@@ -38,6 +44,8 @@ impl PrismError {
             PrismError::Unreachable { .. } => "PrismUnreachable",
             PrismError::Unauthorized { .. } => "PrismUnauthorized",
             PrismError::NotFound { .. } => "PrismNotFound",
+            PrismError::TooOld { .. } => "PrismTooOld",
+            PrismError::Ambiguous { .. } => "PlacementAmbiguous",
             PrismError::PreconditionFailed { .. } => "PrismChanged",
             PrismError::Refused { .. } => "PrismRefused",
             PrismError::Malformed { .. } => "PrismMalformed",

@@ -31,7 +31,7 @@ pub use effect::Effect;
 pub use evidence::evidence;
 pub use permit::PowerOnPermit;
 pub use pipeline::{JobState, PipelineJob, stage};
-pub use seen::{Application, Fact, Needs, Placement, Refusal, Seen, Setup, Stage, TargetVm, TargetVmDisk, needs};
+pub use seen::{Application, Fact, Needs, Refusal, Seen, Setup, Stage, TargetVm, TargetVmDisk, needs};
 pub use step::Step;
 pub use want::wanted;
 

@@ -4,6 +4,7 @@ use crate::api::{
     BlockCopy, LibvirtHostSpec, NutanixClusterSpec, TerraformRepositorySpec, VmMigrationSpec, VmMigrationStatus,
 };
 use crate::plan::court::Verdict;
+use crate::plan::Placement;
 
 /// A fact from outside: known, or not, with the reason. Not known is never "no".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub struct Seen {
     pub setup: Result<Setup, Refusal>,
     /// The `BlockCopy` of this migration; `Known(None)` = there is none.
     pub copy: Fact<Option<BlockCopy>>,
-    /// Identifiers in Prism that a plan is made with.
+    /// What a plan refers to in Prism.
     pub placement: Fact<Placement>,
     /// The commit that holds the planned file; `Known(None)` = the repository does not hold it yet.
     pub published: Fact<Option<String>>,
@@ -59,15 +60,6 @@ pub struct Setup {
     pub repository: TerraformRepositorySpec,
     /// Which Drover this is: uid of the operator's namespace.
     pub installation: String,
-}
-
-/// Identifiers in Prism.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    pub cluster_ext_id: String,
-    pub container_ext_id: String,
-    /// VLAN to subnet, for the VLANs that the `NutanixCluster` lists.
-    pub subnet_ext_ids: Vec<(u16, String)>,
 }
 
 /// What applies the commit, and how far it is.

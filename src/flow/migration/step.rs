@@ -197,11 +197,11 @@ fn make_plan(
     input: &Input<'_>,
     setup: &Setup,
     machine: &Machine,
-    placement: &super::seen::Placement,
+    placement: &plan::Placement,
 ) -> Result<PlanStatus, Refusal> {
-    let subnets: Vec<(u16, String)> = placement.subnet_ext_ids.clone();
-    let vlans: Vec<u16> = subnets.iter().map(|(vlan, _)| *vlan).collect();
-    let findings = plan::findings(machine, &input.spec.hostname, &vlans);
+    let choices = plan::choices(&setup.cluster, &input.spec.overrides);
+    let vlans: Vec<u16> = placement.subnets.iter().map(|(vlan, _)| *vlan).collect();
+    let findings = plan::findings(machine, &input.spec.hostname, &vlans, choices.disk_bus);
     let blocking: Vec<String> = findings.iter().filter(|finding| finding.blocks()).map(ToString::to_string).collect();
     if !blocking.is_empty() {
         return Err(Refusal::new("PreflightFailed", blocking.join("; ")));
@@ -209,10 +209,10 @@ fn make_plan(
     let planned = plan::make(&plan::PlanInput {
         machine,
         hostname: &input.spec.hostname,
-        cluster_ext_id: &placement.cluster_ext_id,
-        container_ext_id: &placement.container_ext_id,
-        subnet_ext_ids: &subnets,
+        placement,
+        choices: &choices,
         path_template: &setup.repository.path,
+        identifiers: setup.repository.identifiers,
         shutdown: &input.spec.cutover.shutdown,
         origin: &format!("VmMigration {}/{} uid {}", input.namespace, input.name, input.uid),
     })

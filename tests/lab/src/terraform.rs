@@ -46,19 +46,7 @@ impl Terraform {
         if let Some(dir) = config.state.parent() {
             fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }
-        let url = reqwest::Url::parse(&config.prism_url)
-            .with_context(|| format!("read the address of Prism, {:?}", config.prism_url))?;
-        let environment = BTreeMap::from([
-            ("NUTANIX_ENDPOINT", url.host_str().context("the address of Prism has no host")?.to_owned()),
-            ("NUTANIX_PORT", url.port_or_known_default().unwrap_or(9440).to_string()),
-            ("NUTANIX_USERNAME", config.username.clone()),
-            ("NUTANIX_PASSWORD", config.password.clone()),
-            ("NUTANIX_INSECURE", "true".to_owned()),
-            ("TF_CLI_CONFIG_FILE", config.tools.terraform_cli_config.display().to_string()),
-            ("TF_IN_AUTOMATION", "1".to_owned()),
-            ("TF_INPUT", "0".to_owned()),
-            ("CHECKPOINT_DISABLE", "1".to_owned()),
-        ]);
+        let environment = environment(&config.tools, &config.prism_url, &config.username, &config.password)?;
         Ok(Self { config, environment })
     }
 
@@ -68,6 +56,27 @@ impl Terraform {
         ensure!(dir.is_dir(), "the commit has no directory {VMS_DIR}/: nothing to plan");
         Ok(Workspace { terraform: self, dir, run })
     }
+}
+
+/// What the engine finds in its environment: where Prism is, who asks, and where providers are.
+pub fn environment(
+    tools: &Tools,
+    prism_url: &str,
+    username: &str,
+    password: &str,
+) -> Result<BTreeMap<&'static str, String>> {
+    let url = reqwest::Url::parse(prism_url).with_context(|| format!("read the address of Prism, {prism_url:?}"))?;
+    Ok(BTreeMap::from([
+        ("NUTANIX_ENDPOINT", url.host_str().context("the address of Prism has no host")?.to_owned()),
+        ("NUTANIX_PORT", url.port_or_known_default().unwrap_or(9440).to_string()),
+        ("NUTANIX_USERNAME", username.to_owned()),
+        ("NUTANIX_PASSWORD", password.to_owned()),
+        ("NUTANIX_INSECURE", "true".to_owned()),
+        ("TF_CLI_CONFIG_FILE", tools.terraform_cli_config.display().to_string()),
+        ("TF_IN_AUTOMATION", "1".to_owned()),
+        ("TF_INPUT", "0".to_owned()),
+        ("CHECKPOINT_DISABLE", "1".to_owned()),
+    ]))
 }
 
 /// One run of a commit: where its output goes, and whether it is to end early.

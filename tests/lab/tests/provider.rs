@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use drover_lab::hypervisor::NoHypervisor;
+use drover_lab::pipeline::environment;
 use drover_lab::prism::{Prism, PrismConfig};
 use drover_lab::tools::Tools;
 
@@ -80,15 +81,11 @@ impl Bench {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let port = self.prism.central_url().rsplit(':').next().unwrap();
         Command::new(&self.tools.terraform)
             .args(arguments)
             .arg("-no-color")
             .current_dir(self.dir.path())
-            .env("TF_CLI_CONFIG_FILE", &self.tools.terraform_cli_config)
-            .env("CHECKPOINT_DISABLE", "1")
-            .envs([("NUTANIX_ENDPOINT", "127.0.0.1"), ("NUTANIX_PORT", port)])
-            .envs([("NUTANIX_USERNAME", "admin"), ("NUTANIX_PASSWORD", "secret")])
+            .envs(environment(&self.tools, self.prism.central_url(), "admin", "secret").unwrap())
             .output()
             .unwrap()
     }

@@ -87,3 +87,14 @@ func subnetsDataSource() *schema.Resource {
 		return answer.GetData(), nil
 	})
 }
+
+func categoriesDataSource() *schema.Resource {
+	shape := fields{"ext_id": textOut(), "key": textOut(), "value": textOut(), "type": textOut(), "description": textOut(), "owner_uuid": textOut()}
+	return listSource("categories", shape, func(c *clients, q query) (any, error) {
+		answer, err := c.categories.ListCategories(q.page, q.limit, q.filter, nil, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		return answer.GetData(), nil
+	})
+}

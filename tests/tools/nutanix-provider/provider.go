@@ -23,6 +23,7 @@ const defaultPort = 9440
 type clients struct {
 	vms        *vmmapi.VmApi
 	tasks      *prismapi.TasksApi
+	categories *prismapi.CategoriesApi
 	clusters   *clustermgmtapi.ClustersApi
 	containers *clustermgmtapi.StorageContainersApi
 	subnets    *networkingapi.SubnetsApi
@@ -49,6 +50,7 @@ func newProvider() *schema.Provider {
 			"nutanix_clusters_v2":           clustersDataSource(),
 			"nutanix_storage_containers_v2": storageContainersDataSource(),
 			"nutanix_subnets_v2":            subnetsDataSource(),
+			"nutanix_categories_v2":         categoriesDataSource(),
 		},
 		ConfigureContextFunc: configure,
 	}
@@ -77,6 +79,7 @@ func configure(_ context.Context, d *schema.ResourceData) (any, diag.Diagnostics
 	return &clients{
 		vms:        vmmapi.NewVmApi(vmm),
 		tasks:      prismapi.NewTasksApi(prism),
+		categories: prismapi.NewCategoriesApi(prism),
 		clusters:   clustermgmtapi.NewClustersApi(clustermgmt),
 		containers: clustermgmtapi.NewStorageContainersApi(clustermgmt),
 		subnets:    networkingapi.NewSubnetsApi(networking),

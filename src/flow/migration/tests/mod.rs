@@ -4,7 +4,11 @@ mod provision;
 
 use jiff::{Timestamp, ToSpan};
 
+<<<<<<< HEAD:src/flow/migration/tests/mod.rs
 use super::seen::{Application, Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+=======
+use super::seen::{Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+>>>>>>> render:src/flow/migration/tests.rs
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{
     BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MarkState, MirrorState, QuiesceStatus, RepairStatus, Want,
@@ -15,6 +19,7 @@ use crate::api::vm_migration::{
     End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetOrder,
 };
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+use crate::plan::{Named, Placement};
 
 const GIB: u64 = 1 << 30;
 
@@ -78,6 +83,7 @@ struct World {
     source_runs: bool,
     host_answers: bool,
     prism_answers: bool,
+    prism_is_old: bool,
     now: Timestamp,
     power_ons: Vec<(String, String)>,
     /// By how many seconds the controller's clock is wrong.
@@ -104,6 +110,7 @@ impl World {
             source_runs: true,
             host_answers: true,
             prism_answers: true,
+            prism_is_old: false,
             now: Timestamp::from_second(1_700_000_000).expect("in range"),
             power_ons: vec![],
             clock_error: 0,
@@ -115,11 +122,17 @@ impl World {
 
     fn seen(&self) -> Seen {
         let needs = needs(&self.spec, &self.status);
+<<<<<<< HEAD:src/flow/migration/tests/mod.rs
         let Needs { placement, published, application: application_asked, target, tasks, .. } = needs;
+=======
+        let Needs { placement, published, target, target_may_be_seconds_old: _, backing: _, tasks } = needs;
+        let named = |name: &str| Named { name: name.into(), ext_id: name.into() };
+>>>>>>> render:src/flow/migration/tests.rs
         let placed = Placement {
-            cluster_ext_id: "c".into(),
-            container_ext_id: "s".into(),
-            subnet_ext_ids: vec![(10, "n".into())],
+            cluster: named("c"),
+            container: named("s"),
+            subnets: vec![(10, named("n"))],
+            categories: vec![],
         };
         let prism = |asked: bool, known: Fact<Vec<TargetVm>>| match (asked, self.prism_answers) {
             (false, _) => Fact::NotAsked,
@@ -129,7 +142,11 @@ impl World {
         Seen {
             setup: Ok(setup()),
             copy: Fact::Known(self.copy.clone()),
-            placement: if placement { Fact::Known(placed) } else { Fact::NotAsked },
+            placement: match (placement, self.prism_is_old) {
+                (false, _) => Fact::NotAsked,
+                (true, true) => Fact::Unknown(Refusal::new("PrismTooOld", "update Prism Central")),
+                (true, false) => Fact::Known(placed),
+            },
             published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
             application: match &self.application {
                 Some(application) if application_asked => Fact::Known(application.clone()),
@@ -622,6 +639,19 @@ fn a_source_that_bears_the_mark_of_a_cutover_is_adopted_and_nothing_is_touched()
     world.turns(5);
     assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
     assert!(world.published.is_none() && world.power_ons.is_empty());
+}
+
+#[test]
+fn a_prism_too_old_is_told_before_anything_is_published_and_goes_on_once_it_is_updated() {
+    let mut world = World { prism_is_old: true, ..World::new() };
+    world.turns(10);
+    assert_eq!(world.waits_for(), "PrismTooOld");
+    let stalled = world.status.conditions.iter().find(|condition| condition.type_ == "Stalled").expect("it is set");
+    assert_eq!((stalled.status.as_str(), stalled.message.as_str()), ("True", "update Prism Central"));
+    assert!(world.status.plan.is_none() && world.published.is_none());
+    world.prism_is_old = false;
+    world.turns(10);
+    assert!(world.published.is_some());
 }
 
 #[test]

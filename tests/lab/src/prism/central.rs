@@ -40,6 +40,8 @@ pub fn router(store: Arc<Store>) -> Router {
         .route(&format!("{vm}/nics"), get(list_nics))
         .route("/api/prism/{version}/config/tasks", get(list_tasks))
         .route("/api/prism/{version}/config/tasks/{task}", get(get_task))
+        .route("/api/prism/{version}/config/categories", get(list_categories))
+        .route("/api/prism/{version}/config/categories/{id}", get(get_category))
         .route("/api/clustermgmt/{version}/config/clusters", get(list_clusters))
         .route("/api/clustermgmt/{version}/config/clusters/{id}", get(get_cluster))
         .route("/api/clustermgmt/{version}/config/storage-containers", get(list_containers))
@@ -99,6 +101,7 @@ async fn get_vm(State(store): Shared, Path((_, id)): Path<(String, String)>) -> 
 async fn create_vm(State(store): Shared, Extension(intent): Extension<Intent>, body: Bytes) -> Answer {
     let request = parse::vm(&body)?;
     check_cluster(&store, &request)?;
+    check_categories(&store, &request)?;
     let work = Work::Create { vm: new_uuid(), request: Box::new(request) };
     Ok(v4::accepted("vmm.v4.ahv.config.CreateVmApiResponse", &store.accept(&intent, false, work)?))
 }
@@ -109,6 +112,16 @@ fn check_cluster(store: &Store, request: &VmRequest) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Refusal::NotFound(format!("AHV cluster {wanted}")))
+}
+
+fn check_categories(store: &Store, request: &VmRequest) -> Result<(), Refusal> {
+    let state = store.raw_state();
+    let wanted = request.settings.get("categories").and_then(Value::as_array).into_iter().flatten();
+    let is_known = |id: &Value| state.categories.iter().any(|category| *id == category.uuid);
+    match wanted.map(|reference| &reference["extId"]).find(|id| !is_known(id)) {
+        Some(id) => Err(Refusal::NotFound(format!("category {id}"))),
+        None => Ok(()),
+    }
 }
 
 async fn update_vm(
@@ -243,6 +256,19 @@ async fn get_task(State(store): Shared, Path((_, id)): Path<(String, String)>) -
 const CLUSTER: &str = "clustermgmt.v4.config.Cluster";
 const CONTAINER: &str = "clustermgmt.v4.config.StorageContainer";
 const SUBNET: &str = "networking.v4.config.Subnet";
+const CATEGORY: &str = "prism.v4.config.Category";
+
+fn categories(store: &Store) -> Vec<Value> {
+    store.raw_state().categories.iter().map(shapes::category).collect()
+}
+
+async fn list_categories(State(store): Shared, Query(params): Params) -> Answer {
+    page("prism.v4.config.ListCategoriesApiResponse", CATEGORY, categories(&store), &params)
+}
+
+async fn get_category(State(store): Shared, Path((_, id)): Path<(String, String)>) -> Answer {
+    pick("prism.v4.config.GetCategoryApiResponse", CATEGORY, categories(&store), &id)
+}
 
 async fn list_clusters(State(store): Shared, Query(params): Params) -> Answer {
     page("clustermgmt.v4.config.ListClustersApiResponse", CLUSTER, shapes::clusters(&store.inventory), &params)

@@ -112,14 +112,14 @@ impl Prism {
         let log = OpenOptions::new().create(true).append(true).open(&config.log_path);
         let log = log.with_context(|| format!("open the log {}", config.log_path.display()))?;
         let inventory = Inventory {
-            cluster: Named::new(&config.cluster_name),
-            prism_central: Named::new("Unnamed"),
+            cluster: Named::new("cluster", &config.cluster_name),
+            prism_central: Named::new("Prism Central", "Unnamed"),
             host_uuid: model::new_uuid(),
-            container: Named::new(&config.container),
+            container: Named::new("container", &config.container),
             subnets: config
                 .subnets
                 .into_iter()
-                .map(|(name, vlan)| Subnet { uuid: model::new_uuid(), name, vlan })
+                .map(|(name, vlan)| Subnet { uuid: model::given_uuid("subnet", &name), name, vlan })
                 .collect(),
         };
         let store = Arc::new(Store::new(inventory, config.export_root, config.hypervisor));
@@ -168,6 +168,21 @@ impl Prism {
     /// `extId` of a subnet.
     pub fn subnet_uuid(&self, name: &str) -> Option<&str> {
         self.store.inventory.subnets.iter().find(|subnet| subnet.name == name).map(|subnet| subnet.uuid.as_str())
+    }
+
+    /// Makes a category, as somebody does in Prism's own console; its `extId`.
+    pub fn add_category(&self, key: &str, value: &str) -> String {
+        let uuid = model::given_uuid("category", &format!("{key}:{value}"));
+        let category = model::Category { uuid: uuid.clone(), key: key.into(), value: value.into() };
+        self.store.raw_state().categories.push(category);
+        uuid
+    }
+
+    /// `extId` of a category.
+    pub fn category_uuid(&self, key: &str, value: &str) -> Option<String> {
+        let state = self.store.raw_state();
+        let found = state.categories.iter().find(|category| category.key == key && category.value == value);
+        found.map(|category| category.uuid.clone())
     }
 
     /// Faults and variants.

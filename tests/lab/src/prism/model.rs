@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 /// The bus types that AHV names, with how many devices each takes.
 const BUSES: [(&str, u32); 4] = [("SCSI", 256), ("IDE", 4), ("PCI", 7), ("SATA", 6)];
@@ -23,9 +24,17 @@ pub struct Named {
 }
 
 impl Named {
-    pub fn new(name: &str) -> Self {
-        Self { uuid: new_uuid(), name: name.to_owned() }
+    pub fn new(kind: &str, name: &str) -> Self {
+        Self { uuid: given_uuid(kind, name), name: name.to_owned() }
     }
+}
+
+/// A category. Unlike the rest of the inventory, categories are made while the simulator runs.
+#[derive(Clone, Debug)]
+pub struct Category {
+    pub uuid: String,
+    pub key: String,
+    pub value: String,
 }
 
 /// A VLAN network.
@@ -126,6 +135,14 @@ pub struct Nic {
     pub subnet_uuid: String,
     /// `ipv4Config` as it was given.
     pub ipv4_config: Option<Value>,
+}
+
+/// The uuid of something that a test gives: the same in every run, so that files may name it.
+pub fn given_uuid(kind: &str, name: &str) -> String {
+    let digest = Sha256::digest(format!("{kind} {name}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }
 
 /// A random uuid in lower case.

@@ -97,6 +97,8 @@ impl Gate {
 async fn served_version(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
     let version = request.uri().path().split('/').nth(3).unwrap_or_default();
     let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
-    let served = version == "unversioned" || minor.is_some_and(|minor| minor <= gate.store.switches.max_minor());
+    let switches = &gate.store.switches;
+    let known = version == "unversioned" || minor.is_some_and(|minor| minor <= switches.max_minor());
+    let served = known && !switches.v4_is_gone();
     if served { next.run(request).await } else { Refusal::NotFound(request.uri().path().to_owned()).into_response() }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::model::{Disk, Inventory, Nic, Subnet, Vm};
+use super::model::{Category, Disk, Inventory, Nic, Subnet, Vm};
 use super::store::Store;
 use super::v4::typed;
 
@@ -121,4 +121,9 @@ pub fn subnet(inventory: &Inventory, subnet: &Subnet) -> Value {
         "bridgeName": "br0",
         "isExternal": false,
     })
+}
+
+/// A category, as its user made it.
+pub fn category(category: &Category) -> Value {
+    json!({ "extId": category.uuid, "key": category.key, "value": category.value, "type": "USER" })
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::model::{Disk, Inventory, Vm};
+use super::model::{Category, Disk, Inventory, Vm};
 use super::switches::Switches;
 use super::tasks::{Task, Work};
 use super::v4::Refusal;
@@ -29,6 +29,7 @@ pub struct Store {
 #[derive(Default)]
 pub struct State {
     pub vms: BTreeMap<String, Vm>,
+    pub categories: Vec<Category>,
     /// In the order in which they were accepted.
     pub tasks: Vec<Task>,
     pub queue: VecDeque<(String, Work)>,

@@ -18,6 +18,7 @@ pub struct Switches {
     task_delay_ms: AtomicU64,
     hold_tasks: AtomicBool,
     element_gone: AtomicBool,
+    v4_gone: AtomicBool,
     reverse_disks: AtomicBool,
     max_minor: AtomicU32,
 }
@@ -33,6 +34,7 @@ impl Default for Switches {
             task_delay_ms: AtomicU64::new(0),
             hold_tasks: AtomicBool::new(false),
             element_gone: AtomicBool::new(false),
+            v4_gone: AtomicBool::new(false),
             reverse_disks: AtomicBool::new(false),
             max_minor: AtomicU32::new(DEFAULT_MAX_MINOR),
         }
@@ -81,6 +83,11 @@ impl Switches {
         self.element_gone.store(gone, Ordering::SeqCst);
     }
 
+    /// While true, Prism Central answers 404 to every v4 call, as a release from before the v4 API does.
+    pub fn remove_v4(&self, gone: bool) {
+        self.v4_gone.store(gone, Ordering::SeqCst);
+    }
+
     /// While true, v4 lists a VM's disks backwards. The order is not specified, so readers must sort by bus and index; but the
     /// Terraform provider compares the list as it comes, so this is off unless a test asks for it.
     pub fn reverse_v4_disks(&self, reverse: bool) {
@@ -127,6 +134,10 @@ impl Switches {
 
     pub(super) fn v2_is_gone(&self) -> bool {
         self.element_gone.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn v4_is_gone(&self) -> bool {
+        self.v4_gone.load(Ordering::SeqCst)
     }
 
     pub(super) fn v4_disks_are_reversed(&self) -> bool {
