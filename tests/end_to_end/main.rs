@@ -9,6 +9,7 @@ mod deaths;
 mod deletion;
 mod doctor;
 mod people;
+mod provisioning;
 mod watching;
 
 use std::os::unix::fs::FileExt;
@@ -19,7 +20,7 @@ use drover::api::vm_migration::TargetStatus;
 use drover::api::{BlockCopy, VmMigration};
 use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
-use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
+use drover_lab::lab::{GIT_PASSWORD, Lab, LabOptions, Outcome, PRISM_PASSWORD, SYSTEM, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
 use drover_lab::process::Process;
 use kube::ResourceExt;
@@ -540,9 +541,9 @@ async fn bad_input_is_named_and_the_source_is_left_alone() {
     lab.set_password(TEAM, "machines-git", "wrong").await.unwrap();
     lab.migrate("web01").await.unwrap();
     says("web01", "PrismUnauthorized", "spec.prismCentral.credentials").await;
-    lab.set_password(SYSTEM, "prism-central", "prism-password").await.unwrap();
+    lab.set_password(SYSTEM, "prism-central", PRISM_PASSWORD).await.unwrap();
     says("web01", "GitUnauthorized", "Secret").await;
-    lab.set_password(TEAM, "machines-git", "git-password").await.unwrap();
+    lab.set_password(TEAM, "machines-git", GIT_PASSWORD).await.unwrap();
     lab.wait_reason("web01", "Approval", PATIENCE).await.unwrap();
     assert_eq!(source.state().unwrap(), "running");
 }

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use drover::api::VmMigration;
 use drover::api::vm_migration::DiskStatus;
+use drover_lab::gitlab::DEPLOY;
 use drover_lab::guest::Load;
 use drover_lab::hypervisor::Hypervisor;
-use drover_lab::lab::{Lab, LabOptions, Outcome, SYSTEM, TEAM};
+use drover_lab::lab::{AppliedBy, ENGINEER, GIT_PASSWORD, Lab, LabOptions, Outcome, PRISM_PASSWORD, SYSTEM, TEAM};
 use drover_lab::libvirt::{Domain, GuestSpec};
-use drover_lab::pipeline::{PlanSummary, RunStatus};
 use drover_lab::process;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -76,8 +76,12 @@ async fn demo(keep: bool) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("drover-demo").tempdir()?;
     heading("A lab on this machine");
     let drover = std::env::current_exe()?.with_file_name("drover");
-    let options =
-        LabOptions { storage_bytes_per_s: Some(STORAGE_BYTES_PER_S), progress: part, ..LabOptions::default() };
+    let options = LabOptions {
+        applied_by: AppliedBy::GitLab,
+        storage_bytes_per_s: Some(STORAGE_BYTES_PER_S),
+        progress: part,
+        ..LabOptions::default()
+    };
     let lab = Lab::start(dir.path(), &drover, options).await?;
     let source = guest(&lab)?;
 
@@ -90,13 +94,18 @@ async fn demo(keep: bool) -> Result<()> {
     print!("{}", indented(&yaml));
     kubectl(&lab, &["apply", "-f", &file.display().to_string()], "apply -f web01.yaml")?;
 
-    heading("Drover finds it, plans, and copies it while it runs");
+    heading("Drover finds it, and writes the target VM as Terraform; GitLab plans it");
     let mut timeline = Timeline::default();
+    let planned = timeline.follow(&lab, |migration| waits_for(migration, "PlanApproval")).await?;
+    heading("An engineer looks at Terraform's plan, which Drover has judged, and starts GitLab's job");
+    deploy(&lab, &planned)?;
+
+    heading("Drover copies it while it runs");
     let planned = timeline.follow(&lab, |migration| waits_for(migration, "Approval")).await?;
     let in_sync = Instant::now();
     while in_sync.elapsed() < IN_SYNC {
         let migration = lab.migrations().get(HOSTNAME).await?;
-        timeline.show(&migration, &lab);
+        timeline.show(&migration);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     timeline.end_progress();
@@ -117,6 +126,20 @@ async fn demo(keep: bool) -> Result<()> {
     } else {
         look_next()
     }
+    Ok(())
+}
+
+/// What a person does in GitLab.
+fn deploy(lab: &Lab, planned: &VmMigration) -> Result<()> {
+    let terraform = planned.status.as_ref().and_then(|status| status.terraform.clone()).context("nothing was planned")?;
+    println!("  pipeline   {}", terraform.pipeline_url.unwrap_or_default());
+    println!("  plan       {}", terraform.summary.unwrap_or_default());
+    println!("  digest     {}", terraform.plan_digest.unwrap_or_default());
+    let gitlab = lab.gitlab.as_ref().context("the lab has no GitLab")?;
+    let pipeline = gitlab.pipeline_of(&terraform.commit).context("the commit has no pipeline")?;
+    let job = pipeline.job(DEPLOY).context("the pipeline has no job that deploys")?;
+    gitlab.play_by_hand(job.id, ENGINEER)?;
+    println!("  {ENGINEER} starts job {DEPLOY}");
     Ok(())
 }
 
@@ -176,7 +199,6 @@ struct Timeline {
     step: String,
     text: String,
     committed: bool,
-    applied: bool,
     /// When progress was last shown, and whether its line is still to be redrawn.
     progress_at: Option<Instant>,
     open_line: bool,
@@ -188,7 +210,7 @@ impl Timeline {
         let start = Instant::now();
         loop {
             let migration = lab.migrations().get(HOSTNAME).await?;
-            self.show(&migration, lab);
+            self.show(&migration);
             if done(&migration) {
                 self.end_progress();
                 return Ok(migration);
@@ -200,15 +222,12 @@ impl Timeline {
         }
     }
 
-    fn show(&mut self, migration: &VmMigration, lab: &Lab) {
+    fn show(&mut self, migration: &VmMigration) {
         let Some(status) = &migration.status else { return };
         if let (Some(terraform), false) = (&status.terraform, self.committed) {
             self.committed = true;
             let path = status.plan.as_ref().map_or("", |plan| &plan.path);
             self.event("Publish", &format!("commit {}: {path}, with the new VM as Terraform", &terraform.commit[..8]));
-        }
-        if let Some(terraform) = &status.terraform {
-            self.pipeline(lab, &terraform.commit);
         }
         let waiting = status.waiting_for.as_ref();
         // The command in the message is shown further down, as it is typed.
@@ -219,17 +238,6 @@ impl Timeline {
         }
         if matches!(self.step.as_str(), "Mirror" | "Approve") {
             self.progress(&status.disks);
-        }
-    }
-
-    /// What the pipeline did: in real life an engineer looks at the plan and starts the deploy job.
-    fn pipeline(&mut self, lab: &Lab, commit: &str) {
-        let runs = lab.pipeline.runs();
-        let run = runs.iter().find(|run| run.commit == commit && run.status == RunStatus::Succeeded);
-        if let (Some(plan), false) = (run.and_then(|run| run.plan_summary), self.applied) {
-            self.applied = true;
-            let PlanSummary { create, update, delete } = plan;
-            self.event("Provision", &format!("terraform apply: {create} created, {update} changed, {delete} deleted"));
         }
     }
 
@@ -300,8 +308,8 @@ async fn kept(lab: &Lab, dir: &Path) {
     println!("  kubectl -n {TEAM} get vmm {HOSTNAME} -o yaml      the migration, with its plan, steps and proofs");
     println!("  kubectl -n {SYSTEM} get bc,jobs,pods            the host side");
     let (ca, url) = (lab.git.ca_path(), lab.git.url());
-    println!("  git -c http.sslCAInfo={} clone {url}    the team's repository (drover / git-password)", ca.display());
-    println!("  {}    Prism Central (drover / prism-password)", lab.prism.central_url());
+    println!("  git -c http.sslCAInfo={} clone {url}    the team's repository (drover / {GIT_PASSWORD})", ca.display());
+    println!("  {}    Prism Central (drover / {PRISM_PASSWORD})", lab.prism.central_url());
     println!("  {}    consoles, logs, disks", dir.display());
     std::future::pending::<()>().await;
 }

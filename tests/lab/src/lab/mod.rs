@@ -21,12 +21,14 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, ClusterBinaries};
 use crate::git::{GitConfig, GitServer};
+use crate::gitlab::{GitLab, GitLabConfig, Jobs, Role, Scope, User};
 use crate::guest::{GuestImage, QemuHypervisor};
 use crate::libvirt::Libvirt;
 use crate::nfs::NfsExport;
 use crate::pipeline::{self, Pipeline, PipelineConfig};
 use crate::prism::{Prism, PrismConfig};
 use crate::process::guard_directory;
+use crate::terraform::TerraformConfig;
 use crate::runner::{LONGEST_BACKOFF, Runner, RunnerConfig};
 use crate::throttle::Throttle;
 use crate::tools::Tools;
@@ -44,9 +46,32 @@ pub const CONTAINER: &str = "container-1";
 /// The guests are untagged: QEMU's unprivileged network backends know no VLANs.
 pub const VLAN: u16 = 0;
 
+/// Who applies what is committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AppliedBy {
+    /// A pipeline that nobody can follow, and that applies every commit by itself.
+    #[default]
+    Pipeline,
+    /// GitLab, which plans every commit and waits for somebody.
+    GitLab,
+    /// Jobs in the team's namespace.
+    Jobs,
+}
+
+/// Password of the lab's git user.
+pub const GIT_PASSWORD: &str = "git-password-9d1f";
+/// Password of the lab's Prism user.
+pub const PRISM_PASSWORD: &str = "prism-password-77c2";
+/// Access token of Drover's user in GitLab.
+pub const GITLAB_TOKEN: &str = "glpat-drover-51ab";
+/// GitLab's users: Drover, and the engineer who starts deployments.
+pub const BOT: &str = "drover";
+pub const ENGINEER: &str = "engineer";
+
 /// How a lab differs from the usual one.
 #[derive(Clone, Debug)]
 pub struct LabOptions {
+    pub applied_by: AppliedBy,
     /// Bytes per second that the storage takes; `None` = as fast as it can.
     pub storage_bytes_per_s: Option<u64>,
     /// Memory of a relay in MiB.
@@ -66,6 +91,7 @@ pub struct LabOptions {
 impl Default for LabOptions {
     fn default() -> Self {
         Self {
+            applied_by: AppliedBy::default(),
             storage_bytes_per_s: None,
             relay_memory_mib: 64,
             max_guest_stall_millis: 3000,
@@ -81,7 +107,8 @@ impl Default for LabOptions {
 pub struct Lab {
     // In the order in which they are to be stopped: what uses something before what it uses.
     pub runner: Runner,
-    pub pipeline: Pipeline,
+    pub pipeline: Option<Pipeline>,
+    pub gitlab: Option<GitLab>,
     pub prism: Prism,
     pub hypervisor: Arc<QemuHypervisor>,
     pub libvirt: Libvirt,
@@ -90,6 +117,7 @@ pub struct Lab {
     pub nfs: NfsExport,
     pub cluster: Cluster,
     pub client: Client,
+    terraform: TerraformConfig,
     dir: PathBuf,
 }
 
@@ -124,26 +152,35 @@ impl Lab {
             cluster_name: "ahv1".into(),
             subnets: vec![("lan".into(), VLAN)],
             username: "drover".into(),
-            password: "prism-password".into(),
+            password: PRISM_PASSWORD.into(),
             hypervisor: hypervisor.clone(),
             log_path: dir.join("prism.log"),
         })?;
-        say("git server, and a pipeline that runs terraform on push");
+        say(match options.applied_by {
+            AppliedBy::Pipeline => "git server, and a pipeline that runs terraform on push",
+            AppliedBy::GitLab => "git server, and GitLab (simulated), which runs terraform",
+            AppliedBy::Jobs => "git server",
+        });
         let seed = pipeline::seed_files().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned())).collect();
         let git = GitServer::start_tls(
             &part(dir, "git")?,
-            GitConfig { seed_files: seed, username: "drover".into(), password: "git-password".into() },
+            GitConfig { seed_files: seed, username: "drover".into(), password: GIT_PASSWORD.into() },
         )?;
-        let pipeline = Pipeline::start(PipelineConfig {
-            dir: part(dir, "pipeline")?,
-            repository: git.repository().to_owned(),
-            branch: "main".into(),
+        let terraform = TerraformConfig {
+            state: part(dir, "pipeline")?.join("terraform.tfstate"),
             tools,
             prism_url: prism.central_url().into(),
             username: "drover".into(),
-            password: "prism-password".into(),
-            log_path: dir.join("pipeline.log"),
-        })?;
+            password: PRISM_PASSWORD.into(),
+        };
+        let pipeline = match options.applied_by {
+            AppliedBy::Pipeline => Some(auto_pipeline(dir, &git, &terraform)?),
+            AppliedBy::GitLab | AppliedBy::Jobs => None,
+        };
+        let gitlab = match options.applied_by {
+            AppliedBy::GitLab => Some(gitlab(dir, &git, &terraform)?),
+            AppliedBy::Pipeline | AppliedBy::Jobs => None,
+        };
         say("node, and Drover's controller as manifests/operator has it");
         let fail_points =
             options.fail_points.as_ref().map(|at| ("DROVER_FAIL_POINTS".to_owned(), at.display().to_string()));
@@ -161,6 +198,8 @@ impl Lab {
         let lab = Self {
             runner,
             pipeline,
+            gitlab,
+            terraform,
             prism,
             hypervisor,
             libvirt,
@@ -183,7 +222,11 @@ impl Lab {
     async fn install(&self, options: &LabOptions) -> Result<()> {
         self.cluster.install_crds().await?;
         self.cluster.apply_yaml(&platform::operator()?).await.context("apply manifests/operator")?;
-        self.cluster.apply_yaml(&platform::platform(self, options)).await.context("apply the platform's resources")?;
+        self.cluster.apply_yaml(&platform::platform(self, options)?).await.context("apply the platform's resources")?;
+        if options.applied_by == AppliedBy::Jobs {
+            let rights = platform::manifest("terraform-job/rbac.yaml")?;
+            self.cluster.apply_yaml(&rights).await.context("apply manifests/terraform-job")?;
+        }
         Ok(())
     }
 
@@ -226,6 +269,13 @@ impl Lab {
         let plan = self.migrations().get(name).await?.status.and_then(|status| status.plan);
         let digest = plan.context("there is no plan to approve")?.digest;
         self.patch(name, serde_json::json!({"approved": true, "approvedDigest": digest})).await
+    }
+
+    /// Approves the Terraform plan that the status shows.
+    pub async fn approve_terraform(&self, name: &str) -> Result<()> {
+        let terraform = self.migrations().get(name).await?.status.and_then(|status| status.terraform);
+        let digest = terraform.and_then(|terraform| terraform.plan_digest).context("there is no plan to approve")?;
+        self.patch(name, serde_json::json!({"terraform": {"approvedDigest": digest}})).await
     }
 
     /// Changes the password in a Secret.
@@ -356,6 +406,39 @@ impl Lab {
         }
         text
     }
+}
+
+fn auto_pipeline(dir: &Path, git: &GitServer, terraform: &TerraformConfig) -> Result<Pipeline> {
+    Pipeline::start(PipelineConfig {
+        dir: part(dir, "pipeline")?,
+        repository: git.repository().to_owned(),
+        branch: "main".into(),
+        tools: terraform.tools.clone(),
+        prism_url: terraform.prism_url.clone(),
+        username: terraform.username.clone(),
+        password: terraform.password.clone(),
+        log_path: dir.join("pipeline.log"),
+    })
+}
+
+fn gitlab(dir: &Path, git: &GitServer, terraform: &TerraformConfig) -> Result<GitLab> {
+    let user = |username: &str, token: &str| User {
+        username: username.into(),
+        token: token.into(),
+        scope: Scope::Api,
+        role: Role::Maintainer,
+    };
+    GitLab::start(GitLabConfig {
+        dir: part(dir, "gitlab")?,
+        repository: git.repository().to_owned(),
+        project: "team-a/machines".into(),
+        default_branch: "main".into(),
+        protected_for: Role::Maintainer,
+        deploy_may_fail: false,
+        users: vec![user(BOT, GITLAB_TOKEN), user(ENGINEER, "glpat-engineer-e07d")],
+        jobs: Jobs::Terraform(terraform.clone()),
+        log_path: dir.join("gitlab.log"),
+    })
 }
 
 fn part(dir: &Path, name: &str) -> Result<PathBuf> {
