@@ -82,7 +82,9 @@ async fn gitlabs_job_is_started_for_the_approved_plan_and_retried_after_it_faile
     // A saved plan is applied once. What is left of it is planned and applied anew, by hand in GitLab.
     let pipeline = gitlab.pipeline_of(&terraform.commit).unwrap();
     gitlab.retry_by_hand(pipeline.job(PLAN).unwrap().id, ENGINEER).unwrap();
-    gitlab.wait_for(&terraform.commit, PATIENCE, |pipeline| pipeline.job(PLAN).unwrap().status == Status::Success).unwrap();
+    gitlab
+        .wait_for(&terraform.commit, PATIENCE, |pipeline| pipeline.job(PLAN).unwrap().status == Status::Success)
+        .unwrap();
     gitlab.retry_by_hand(deploy.id, ENGINEER).unwrap();
     in_sync(&lab, "web01").await;
 }
@@ -117,7 +119,9 @@ async fn a_plan_that_would_delete_another_vm_is_refused_until_it_is_mended() {
 
 fn deploy_by_hand(lab: &Lab, commit: &str) {
     let gitlab = lab.gitlab.as_ref().unwrap();
-    let is = |status| move |pipeline: &drover_lab::gitlab::PipelineView| pipeline.job(DEPLOY).is_some_and(|job| job.status == status);
+    let is = |status| {
+        move |pipeline: &drover_lab::gitlab::PipelineView| pipeline.job(DEPLOY).is_some_and(|job| job.status == status)
+    };
     let pipeline = gitlab.wait_for(commit, PATIENCE, is(Status::Manual)).unwrap();
     gitlab.play_by_hand(pipeline.job(DEPLOY).unwrap().id, ENGINEER).unwrap();
     gitlab.wait_for(commit, PATIENCE, is(Status::Success)).unwrap();
@@ -153,7 +157,8 @@ async fn without_ci_jobs_plan_and_apply_what_was_approved() {
     lab.approve_terraform("web01").await.unwrap();
     in_sync(&lab, "web01").await;
     let jobs: Api<Job> = Api::namespaced(lab.client.clone(), TEAM);
-    let mut names: Vec<String> = jobs.list(&ListParams::default()).await.unwrap().items.iter().map(ResourceExt::name_any).collect();
+    let mut names: Vec<String> =
+        jobs.list(&ListParams::default()).await.unwrap().items.iter().map(ResourceExt::name_any).collect();
     names.sort();
     let ends: Vec<&str> = names.iter().map(|name| &name[name.len() - 7..]).collect();
     assert_eq!(ends, ["0-apply", "-0-plan", "1-apply", "-1-plan"], "{names:?}");

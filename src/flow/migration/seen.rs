@@ -3,8 +3,8 @@
 use crate::api::{
     BlockCopy, LibvirtHostSpec, NutanixClusterSpec, TerraformRepositorySpec, VmMigrationSpec, VmMigrationStatus,
 };
-use crate::plan::court::Verdict;
 use crate::plan::Placement;
+use crate::plan::court::Verdict;
 
 /// A fact from outside: known, or not, with the reason. Not known is never "no".
 #[derive(Clone, Debug, PartialEq, Eq)]

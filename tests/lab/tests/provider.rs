@@ -5,8 +5,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use drover_lab::hypervisor::NoHypervisor;
-use drover_lab::pipeline::environment;
 use drover_lab::prism::{Prism, PrismConfig};
+use drover_lab::terraform::environment;
 use drover_lab::tools::Tools;
 
 const GIB: u64 = 1 << 30;

@@ -4,11 +4,7 @@ mod provision;
 
 use jiff::{Timestamp, ToSpan};
 
-<<<<<<< HEAD:src/flow/migration/tests/mod.rs
-use super::seen::{Application, Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
-=======
-use super::seen::{Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
->>>>>>> render:src/flow/migration/tests.rs
+use super::seen::{Application, Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{
     BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MarkState, MirrorState, QuiesceStatus, RepairStatus, Want,
@@ -122,12 +118,8 @@ impl World {
 
     fn seen(&self) -> Seen {
         let needs = needs(&self.spec, &self.status);
-<<<<<<< HEAD:src/flow/migration/tests/mod.rs
         let Needs { placement, published, application: application_asked, target, tasks, .. } = needs;
-=======
-        let Needs { placement, published, target, target_may_be_seconds_old: _, backing: _, tasks } = needs;
         let named = |name: &str| Named { name: name.into(), ext_id: name.into() };
->>>>>>> render:src/flow/migration/tests.rs
         let placed = Placement {
             cluster: named("c"),
             container: named("s"),

@@ -131,7 +131,8 @@ async fn demo(keep: bool) -> Result<()> {
 
 /// What a person does in GitLab.
 fn deploy(lab: &Lab, planned: &VmMigration) -> Result<()> {
-    let terraform = planned.status.as_ref().and_then(|status| status.terraform.clone()).context("nothing was planned")?;
+    let terraform =
+        planned.status.as_ref().and_then(|status| status.terraform.clone()).context("nothing was planned")?;
     println!("  pipeline   {}", terraform.pipeline_url.unwrap_or_default());
     println!("  plan       {}", terraform.summary.unwrap_or_default());
     println!("  digest     {}", terraform.plan_digest.unwrap_or_default());

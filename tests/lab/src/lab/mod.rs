@@ -28,8 +28,8 @@ use crate::nfs::NfsExport;
 use crate::pipeline::{self, Pipeline, PipelineConfig};
 use crate::prism::{Prism, PrismConfig};
 use crate::process::guard_directory;
-use crate::terraform::TerraformConfig;
 use crate::runner::{LONGEST_BACKOFF, Runner, RunnerConfig};
+use crate::terraform::TerraformConfig;
 use crate::throttle::Throttle;
 use crate::tools::Tools;
 
