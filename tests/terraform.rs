@@ -59,7 +59,10 @@ const CASES: [Case; 15] = [
     case("block-devices", "san01"),
     Case { identifiers: Identifiers::DataSource, categories: 3, ..case("data-source", "shop01") },
     Case { categories: 2, project: Some(PROJECT), ..case("categories", "erp01") },
-    case("long-name", "a-machine-of-a-client-with-a-name-as-long-as-prism-lets-it-be-000000.example.com"),
+    Case {
+        identifiers: Identifiers::DataSource,
+        ..case("long-name", "a-machine-of-a-client-with-a-name-as-long-as-prism-lets-it-be-000000.example.com")
+    },
     Case { identifiers: Identifiers::DataSource, categories: 1, ..case("dotted", "web.01") },
     Case { identifiers: Identifiers::DataSource, categories: 1, ..case("underscored", "web_01") },
     case("digits", "01web"),
