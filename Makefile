@@ -21,7 +21,7 @@ test: setup check build ## Everything that must hold: quick checks, then every p
 	$(call timed,tests,cargo test --workspace --quiet -- --test-threads=3)
 
 .PHONY: test-all
-test-all: test ## test, and the slow real parts (the official Nutanix SDKs)
+test-all: test ## test, and the slow real parts (python-gitlab against simulated GitLab among them)
 	$(call timed,slow tests,cargo test --workspace --quiet -- --ignored --skip three_events --test-threads=3)
 
 .PHONY: explore
