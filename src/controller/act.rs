@@ -192,7 +192,8 @@ async fn publish(context: &Context, migration: &VmMigration, seen: &Seen, plan: 
     let git::Published { commit, branch, changed } =
         tokio::task::spawn_blocking(move || git::publish(&publication)).await??;
     if branch != setup.repository.branch {
-        context.remember_review(&uid);
+        let opened = application::merge_request(context, migration, &setup.repository, &branch, plan).await;
+        context.remember_review(&uid, opened.map_err(|refusal| refused(&refusal))?);
     }
     tracing::info!(migration = %migration.name_any(), commit, branch, changed, path = plan.path, "published");
     Ok(())

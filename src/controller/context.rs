@@ -58,7 +58,8 @@ pub struct Context {
     commits: Mutex<HashMap<String, (Instant, String)>>,
     /// Judgements of Terraform plans, by whose and which plan.
     verdicts: Mutex<HashMap<String, (Instant, Verdict)>>,
-    reviews: Mutex<HashMap<String, Instant>>,
+    /// Review branches that were in order and not merged, and where each is merged.
+    reviews: Mutex<HashMap<String, (Instant, Option<String>)>>,
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
@@ -159,14 +160,20 @@ impl Context {
     /// Whether an object's review branch was in order and not merged a moment ago.
     pub fn is_in_review(&self, uid: &str) -> bool {
         let reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
-        reviews.get(uid).is_some_and(|at| at.elapsed() < REVIEW_PACE)
+        reviews.get(uid).is_some_and(|(at, _)| at.elapsed() < REVIEW_PACE)
+    }
+
+    /// Where an object's review branch is merged, if that is known.
+    pub fn review_url(&self, uid: &str) -> Option<String> {
+        let reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.get(uid).and_then(|(_, url)| url.clone())
     }
 
     /// Notes that an object's review branch is in order and not merged yet.
-    pub fn remember_review(&self, uid: &str) {
+    pub fn remember_review(&self, uid: &str, url: Option<String>) {
         let mut reviews = self.reviews.lock().unwrap_or_else(PoisonError::into_inner);
-        reviews.retain(|_, at| at.elapsed() < REVIEW_PACE);
-        reviews.insert(uid.into(), Instant::now());
+        reviews.retain(|_, (at, _)| at.elapsed() < 2 * REVIEW_PACE);
+        reviews.insert(uid.into(), (Instant::now(), url));
     }
 
     /// The named keys of a Secret as text; an absent key is `None`. The error names the Secret, never its content.

@@ -31,6 +31,7 @@ pub async fn observe(context: &Context, migration: &VmMigration) -> Seen {
         copy: Fact::NotAsked,
         placement: Fact::NotAsked,
         published: Fact::NotAsked,
+        review_url: context.review_url(&migration.uid().unwrap_or_default()),
         application: Fact::NotAsked,
         target: Fact::NotAsked,
     };
@@ -265,7 +266,8 @@ pub async fn publication(
         review: match repository.delivery {
             Delivery::Commit => None,
             Delivery::Branch => review(false),
-            Delivery::MergeRequest => review(true),
+            // By its API, GitLab also tells where that is.
+            Delivery::MergeRequest => review(repository.apply.gitlab.is_none()),
         },
         access,
     })

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use drover::flow::migration::Effect;
-use drover_lab::lab::LabOptions;
+use drover_lab::lab::{AppliedBy, LabOptions};
 use drover_lab::libvirt::GuestSpec;
 use drover_lab::watch::Watch;
 use serde_json::json;
@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::{MIB, PATIENCE, guest, in_sync, lab, migrated, power_on_orders, restarts};
 
 /// What the controller dies before and after, in the order in which it comes to it.
-const UP_TO_APPROVAL: &[&str] = &["AddFinalizer", "OrderCopy", "EnsureJob", "Publish"];
+const UP_TO_APPROVAL: &[&str] = &["AddFinalizer", "OrderCopy", "EnsureJob", "Publish", "Plan", "Apply"];
 const CUTOVER: &[&str] = &["OrderCopy", "PowerOn"];
 const ROLLBACK: &[&str] = &["ShutDownTarget", "PowerOffTarget", "DescribeTarget", "OrderCopy"];
 const DELETION: &[&str] = &["DeleteCopy", "RemoveFinalizer"];
@@ -50,7 +50,8 @@ fn every_effect_is_among_those_that_the_controller_dies_at() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     let points = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let options = LabOptions { fail_points: Some(points.path().to_owned()), ..LabOptions::default() };
+    let fail_points = Some(points.path().to_owned());
+    let options = LabOptions { fail_points, applied_by: AppliedBy::Jobs, ..LabOptions::default() };
     let (_dir, lab) = lab(options).await;
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
     let watch = Watch::start(&lab).unwrap();
@@ -58,6 +59,8 @@ async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     arm(points.path(), UP_TO_APPROVAL);
     let spec = json!({"hostname": "web01", "cutover": {"shutdown": {"timeoutSeconds": 20}}});
     lab.create("web01", spec).await.unwrap();
+    lab.wait_reason("web01", "PlanApproval", PATIENCE).await.unwrap();
+    lab.approve_terraform("web01").await.unwrap();
     in_sync(&lab, "web01").await;
     died_at_all(points.path()).await;
     assert_eq!(restarts(&lab, "web01").await, 0);

@@ -1,11 +1,12 @@
 //! From the file in the repository to the VM in Prism: who applies it, what is judged before, and what people do by hand.
 
+use drover::api::TerraformRepository;
 use drover::api::vm_migration::TerraformStatus;
 use drover_lab::gitlab::{DEPLOY, PLAN, Status};
 use drover_lab::lab::{AppliedBy, BOT, ENGINEER, GITLAB_TOKEN};
 use k8s_openapi::api::batch::v1::Job;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 
 use super::*;
 
@@ -182,6 +183,23 @@ async fn a_file_that_an_engineer_edits_is_respected_and_reported() {
     // Undone, it goes on.
     lab.git.commit_by_hand("vms/web01.tf", &ours).unwrap();
     planned(&lab, "web01").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_request_is_opened_and_what_is_merged_is_applied() {
+    let (_dir, lab) = lab_applied_by(AppliedBy::GitLab).await;
+    guest(&lab, small("web01"));
+    let repositories: Api<TerraformRepository> = Api::namespaced(lab.client.clone(), TEAM);
+    let delivery = Patch::Merge(json!({"spec": {"delivery": "MergeRequest"}}));
+    repositories.patch("machines", &PatchParams::default(), &delivery).await.unwrap();
+    lab.migrate("web01").await.unwrap();
+    let gitlab = lab.gitlab.as_ref().unwrap();
+    waits_with(&lab, "web01", "AwaitingMerge", &format!("{}/team-a/machines/-/merge_requests/1", gitlab.url())).await;
+    assert!(lab.git.file("vms/web01.tf").is_err(), "it is not on the branch");
+    gitlab.merge_by_hand(1, ENGINEER).unwrap();
+    planned(&lab, "web01").await;
+    lab.approve_terraform("web01").await.unwrap();
+    in_sync(&lab, "web01").await;
 }
 
 /// What Drover's users entrust to it is in no file but those that are there for it, and in no object but Secrets.

@@ -165,6 +165,7 @@ fn seen(model: &Model, question: &Question, spec: &VmMigrationSpec, status: &VmM
             Look::Clear | Look::PrismSilent | Look::PrismOld => Fact::Known(copy),
         },
         placement,
+        review_url: None,
         application: Fact::NotAsked,
         published: match needs.published {
             true => Fact::Known(question.published.then(|| "commit-1".into())),

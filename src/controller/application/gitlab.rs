@@ -3,11 +3,13 @@
 use kube::ResourceExt;
 
 use crate::api::terraform_repository::GitLabApply;
+use crate::api::vm_migration::PlanStatus;
 use crate::api::{TerraformRepositorySpec, VmMigration};
 use crate::controller::context::Context;
 use crate::edge::gitlab::{GitLab, GitLabError, Job, Pipeline, Status};
 use crate::flow::migration::{Application, Fact, JobState, PipelineJob, Refusal, Stage, stage};
 use crate::plan::court::{self, Verdict};
+use crate::render::commit;
 
 /// How many pipelines of the branch are looked at for one that covers our commit.
 const LOOKED_AT: usize = 20;
@@ -52,6 +54,23 @@ pub async fn play(
 ) -> Result<(), Refusal> {
     let job = handle.parse().map_err(|_| Refusal::new("ApplyFailed", format!("{handle:?} is no job of GitLab")))?;
     client(context, migration, apply).await?.play(job).await.map_err(|error| refusal(&error))
+}
+
+/// The merge request of a branch, opened if there is none; where a person looks at it.
+pub async fn merge_request(
+    context: &Context,
+    migration: &VmMigration,
+    repository: &TerraformRepositorySpec,
+    apply: &GitLabApply,
+    branch: &str,
+    plan: &PlanStatus,
+) -> Result<String, Refusal> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let text = commit::message(&namespace, &migration.name_any(), &migration.uid().unwrap_or_default(), plan);
+    let (title, description) = text.split_once("\n\n").unwrap_or((text.as_str(), ""));
+    let gitlab = client(context, migration, apply).await?;
+    let opened = gitlab.ensure_merge_request(branch, &repository.branch, title, description).await;
+    opened.map(|opened| opened.url).map_err(|error| refusal(&error))
 }
 
 async fn client(context: &Context, migration: &VmMigration, apply: &GitLabApply) -> Result<GitLab, Refusal> {

@@ -7,6 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::context::Context;
 use super::observe;
+use crate::api::terraform_repository::Delivery;
+use crate::api::vm_migration::PlanStatus;
 use crate::api::{TerraformRepositorySpec, VmMigration};
 use crate::flow::migration::{Application, Fact, Refusal, Setup, Stage};
 use crate::plan::court::{self, Verdict};
@@ -25,6 +27,22 @@ pub async fn observe(context: &Context, migration: &VmMigration, setup: &Setup, 
             Fact::Known(application)
         }
         Err(refusal) => Fact::Unknown(refusal),
+    }
+}
+
+/// The merge request of a branch, where the repository wants one and GitLab's API can be asked for it; where a person looks at it.
+pub async fn merge_request(
+    context: &Context,
+    migration: &VmMigration,
+    repository: &TerraformRepositorySpec,
+    branch: &str,
+    plan: &PlanStatus,
+) -> Result<Option<String>, Refusal> {
+    match (repository.delivery, &repository.apply.gitlab) {
+        (Delivery::MergeRequest, Some(gitlab)) => {
+            gitlab::merge_request(context, migration, repository, gitlab, branch, plan).await.map(Some)
+        }
+        (Delivery::Commit | Delivery::Branch | Delivery::MergeRequest, _) => Ok(None),
     }
 }
 

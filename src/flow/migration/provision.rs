@@ -68,10 +68,11 @@ fn unpublished(input: &Input<'_>, plan: &PlanStatus) -> Progress {
         Some(repository) => Progress::waits(
             "AwaitingMerge",
             format!(
-                "waits for somebody to merge branch {} of {} into {}: it adds {}",
+                "waits for somebody to merge branch {} of {} into {}{}: it adds {}",
                 render::commit::review_branch(plan),
                 repository.url,
                 repository.branch,
+                input.seen.review_url.as_ref().map(|url| format!(" ({url})")).unwrap_or_default(),
                 plan.path
             ),
         ),

@@ -44,6 +44,8 @@ pub struct Seen {
     pub placement: Fact<Placement>,
     /// The commit that holds the planned file; `Known(None)` = the repository does not hold it yet.
     pub published: Fact<Option<String>>,
+    /// Where a person merges it, while it is in review and that is known.
+    pub review_url: Option<String>,
     /// How far the application of the published commit is, where Drover can follow it.
     pub application: Fact<Application>,
     /// VMs in Prism: those that bear the target's name or, once the target is pinned, just that one.

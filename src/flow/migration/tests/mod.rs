@@ -140,6 +140,7 @@ impl World {
                 (true, false) => Fact::Known(placed),
             },
             published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
+            review_url: None,
             application: match &self.application {
                 Some(application) if application_asked => Fact::Known(application.clone()),
                 Some(_) | None => Fact::NotAsked,
