@@ -2,6 +2,7 @@
 
 use drover::api::TerraformRepository;
 use drover::api::vm_migration::TerraformStatus;
+use drover_lab::git::git;
 use drover_lab::gitlab::{DEPLOY, PLAN, Status};
 use drover_lab::lab::{AppliedBy, BOT, ENGINEER, GITLAB_TOKEN};
 use k8s_openapi::api::batch::v1::Job;
@@ -169,7 +170,7 @@ async fn without_ci_jobs_plan_and_apply_what_was_approved() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_an_engineer_edits_is_respected_and_reported() {
+async fn a_file_that_an_engineer_edits_is_respected_and_one_that_vanishes_is_published_again() {
     let (_dir, lab) = lab_applied_by(AppliedBy::GitLab).await;
     guest(&lab, small("web01"));
     lab.migrate("web01").await.unwrap();
@@ -182,6 +183,23 @@ async fn a_file_that_an_engineer_edits_is_respected_and_reported() {
     assert_eq!(lab.git.file("vms/web01.tf").unwrap(), edited);
     // Undone, it goes on.
     lab.git.commit_by_hand("vms/web01.tf", &ours).unwrap();
+    let commit = planned(&lab, "web01").await.commit;
+
+    // Somebody rewrites history without it: it is published again.
+    let clone = tempfile::tempdir().unwrap();
+    let (repository, work) = (lab.git.repository().display().to_string(), clone.path().join("work"));
+    git(clone.path(), &["clone", "--quiet", &repository, "work"]).unwrap();
+    git(&work, &["checkout", "--quiet", "--orphan", "anew"]).unwrap();
+    git(&work, &["rm", "--quiet", "-f", "vms/web01.tf"]).unwrap();
+    git(&work, &["commit", "--quiet", "--message", "History begins here"]).unwrap();
+    git(&work, &["push", "--quiet", "--force", "origin", "anew:main"]).unwrap();
+    lab.wait("web01", "published anew", PATIENCE, |migration| {
+        let terraform = migration.status.as_ref().and_then(|status| status.terraform.as_ref());
+        terraform.is_some_and(|terraform| terraform.commit != commit && terraform.plan_digest.is_some())
+    })
+    .await
+    .unwrap();
+    assert_eq!(lab.git.file("vms/web01.tf").unwrap(), ours);
     planned(&lab, "web01").await;
 }
 
