@@ -131,7 +131,8 @@ impl Claims {
         self.sync()
     }
 
-    /// Gives the claim up, and what was kept beside it; no error if there is none.
+    /// Gives the claim up, and what was kept beside it; no error if there is none. A driver that died while it wrote has left its draft. One
+    /// of somebody who is taking the claim at this moment is lost with it, and written again.
     pub fn delete(&self, domain_uuid: &str) -> Result<(), Error> {
         let path = self.path(domain_uuid, "json")?;
         let at = |doing| Self::at(doing, &self.directory);
@@ -139,8 +140,8 @@ impl Claims {
             let beside = entry.map_err(at("reading"))?.path();
             let of_it =
                 beside.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(domain_uuid));
-            if of_it && beside.extension().is_some_and(|ending| ending == LEDGER_ENDING) {
-                fs::remove_file(&beside).map_err(at("removing what was verified in"))?;
+            if of_it && beside.extension().is_some_and(|ending| ending == LEDGER_ENDING || ending == DRAFT_ENDING) {
+                fs::remove_file(&beside).map_err(at("removing what is beside a claim in"))?;
             }
         }
         match fs::remove_file(&path) {
@@ -206,17 +207,19 @@ mod tests {
         assert_eq!(claims.read(DOMAIN).unwrap(), Some(newer));
         let ledger = claims.ledger(DOMAIN, "vda").unwrap();
         fs::write(&ledger, b"").unwrap();
+        let left_by_the_dead = dir.path().join(format!("claims/{DOMAIN}.7.draft"));
+        fs::write(&left_by_the_dead, b"{").unwrap();
         let lock = claims.lock("a").unwrap();
         fs::write(dir.path().join("claims/what"), b"").unwrap();
         let entries = claims.entries().unwrap().into_iter().map(|(_, entry)| entry).collect::<Vec<_>>();
-        assert_eq!(entries.len(), 4);
+        assert_eq!(entries.len(), 5);
         for entry in [Entry::Claim(DOMAIN.into()), Entry::Beside(DOMAIN.into()), Entry::Lock, Entry::Unknown] {
             assert!(entries.contains(&entry), "{entry:?} in {entries:?}");
         }
         drop(lock);
         claims.delete(DOMAIN).unwrap();
         claims.delete(DOMAIN).unwrap();
-        assert!(!ledger.exists());
+        assert!(!ledger.exists() && !left_by_the_dead.exists());
         claims.create(DOMAIN, &memory("b")).unwrap();
         assert_eq!(claims.entries().unwrap().len(), 3, "no drafts are left");
     }
