@@ -82,13 +82,12 @@ pub enum DiskBus {
     Ide,
 }
 
-/// The bus that the target's disks hang on, as Prism names it.
+/// The bus that the target's disks hang on, as Prism names it. PCI is virtio-blk, and takes 7 disks at most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TargetBus {
     #[default]
     Scsi,
-    /// virtio-blk.
     Pci,
 }
 

@@ -108,7 +108,7 @@ pub struct Overrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
     pub project: Option<String>,
-    /// The bus of the target's disks. Absent = SCSI. PCI is virtio-blk, and takes 7 disks at most.
+    /// The bus of the target's disks. Absent = SCSI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bus: Option<TargetBus>,
 }
