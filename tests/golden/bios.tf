@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/bios uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:6a9630f0c58442e916c98d6d7948247cd36db779fd53994917b620ab9b00ae47
 
 resource "nutanix_virtual_machine_v2" "web01" {
   name                 = "web01"

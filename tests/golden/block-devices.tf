@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/block-devices uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:faa48f45141fa79f78d6973032c60c799fe1f725db7852c15f02b55db4cfabe5
 
 resource "nutanix_virtual_machine_v2" "san01" {
   name                 = "san01"

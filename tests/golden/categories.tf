@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/categories uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:b7b5c655536493bfe01333ebccc2d91cf81bacc7179e16aa5f04b2bcfa300901
 
 resource "nutanix_virtual_machine_v2" "erp01" {
   name                 = "erp01"

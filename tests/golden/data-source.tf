@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/data-source uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:0f7d15ad557d845282ea7efa668ffc1c94a2be8774f52e5c83c50275d1f484d9
 
 data "nutanix_clusters_v2" "shop01" {
   filter = "name eq 'ahv1'"

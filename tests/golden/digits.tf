@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/digits uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:b9bb3aab5808d1d0578c895878b39aa77713c8de19e2dbb8831e2a71e43db247
 
 resource "nutanix_virtual_machine_v2" "vm_01web_1c58af10" {
   name                 = "01web"

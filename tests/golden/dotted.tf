@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/dotted uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:09cfd5afa5bd426e836eaf13f9abf83e63f887bebe8b624fa5616474eb2e3a1e
 
 data "nutanix_clusters_v2" "web_01_9c211047" {
   filter = "name eq 'ahv1'"

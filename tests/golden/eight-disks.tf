@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/eight-disks uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:8e41f0078db437e1781cda2e060e3be83b35cb6b31da400606a6a1b53976916a
 
 resource "nutanix_virtual_machine_v2" "db01" {
   name                 = "db01"

@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/hostile uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:bf88896c98fe33971394494b54bec5bb927cb49853bc67b53acf121434d2b102
 
 resource "nutanix_virtual_machine_v2" "web-01_hostile_c004d9fd" {
   name                 = "web-01.hostile"

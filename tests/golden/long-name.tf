@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/long-name uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:17384f7ced6d58452f41eff68575744dcdc303fb8fc17dabcc0539c3b26a086c
 
 data "nutanix_clusters_v2" "a-machine-of-a-client-with-a-name-as-long-as-prism-lets-it-be-000000_example_com_a9df9262" {
   filter = "name eq 'ahv1'"

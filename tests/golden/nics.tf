@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/nics uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:e49406949b7de4dbcf98321b800387e7f97cb34a3bd77d1172dba4df248bca4e
 
 resource "nutanix_virtual_machine_v2" "gw01" {
   name                 = "gw01"

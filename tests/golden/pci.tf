@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/pci uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:c9157ef4ddfb04abf32da6b0bd9abd3d51c012b426e5935fc193655b66d9d4ff
 
 resource "nutanix_virtual_machine_v2" "cache01" {
   name                 = "cache01"

@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/secure-boot uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:39c919f4e5ec044c46206b8f4391b3549def96c6802aeb712fae7bb54d389aa0
 
 resource "nutanix_virtual_machine_v2" "win01" {
   name                 = "win01"

@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/topology uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:3e5b26ff36ffca4d8ecebfc8db669ce6b6c31513c575b6b22c4a4ce4db14415e
 
 resource "nutanix_virtual_machine_v2" "app01" {
   name                 = "app01"

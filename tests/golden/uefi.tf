@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/uefi uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:cfe0812a6fb28960f39df5a4f40e1442d07992f88bd9a244255d05fea78264d1
 
 resource "nutanix_virtual_machine_v2" "mail01" {
   name                 = "mail01"

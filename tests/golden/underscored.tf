@@ -1,4 +1,5 @@
 # Written by Drover for VmMigration team-a/underscored uid 0b5e7c1e-0000-4000-8000-000000000001. Edit it after the migration is finalised, not before.
+# Content sha256:f21d6695250244733ba0f0e751b62c5ea3084b2d21d6e5ce3c3738c599ebced5
 
 data "nutanix_clusters_v2" "web_01" {
   filter = "name eq 'ahv1'"
