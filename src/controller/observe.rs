@@ -83,11 +83,14 @@ async fn outside(
         let remembered = context.recent_commit(&uid, Duration::from_secs(needs.published_may_be_seconds_old));
         seen.published = match remembered {
             Some(commit) => Fact::Known(Some(commit)),
-            None => fact(published(context, migration, setup, plan).await),
+            None => {
+                let published = fact(published(context, migration, setup, plan).await);
+                if let Fact::Known(Some(commit)) = &published {
+                    context.remember_commit(&uid, commit);
+                }
+                published
+            }
         };
-        if let Fact::Known(Some(commit)) = &seen.published {
-            context.remember_commit(&uid, commit);
-        }
     }
     if let (true, Some(terraform)) = (needs.application, &status.terraform) {
         seen.application = application::observe(context, migration, setup, &terraform.commit).await;

@@ -25,9 +25,12 @@ async fn planned(lab: &Lab, name: &str) -> TerraformStatus {
 }
 
 async fn waits_with(lab: &Lab, name: &str, reason: &str, words: &str) {
-    let migration = lab.wait_reason(name, reason, PATIENCE).await.unwrap();
-    let message = migration.status.unwrap().waiting_for.unwrap().message;
-    assert!(message.contains(words), "{message}");
+    lab.wait(name, &format!("waiting for {reason}: {words}"), PATIENCE, |migration| {
+        let waiting = migration.status.as_ref().and_then(|status| status.waiting_for.as_ref());
+        waiting.is_some_and(|waiting| waiting.reason == reason && waiting.message.contains(words))
+    })
+    .await
+    .unwrap();
 }
 
 /// A VM of somebody else in the same state, without any protection.
