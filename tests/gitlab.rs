@@ -536,8 +536,13 @@ async fn a_merge_request_is_made_once_and_tells_its_merge() {
 
     let title = "Add \"web01\" & <others>";
     let ensure = || bench.client.ensure_merge_request("machines/web01", "main", title, "Of VmMigration vms/web01");
-    let made = ensure().await.unwrap();
+    // Both look before either has made one.
+    bench.gitlab.switches().set_answer_delay(Duration::from_millis(300));
+    let (made, at_once) = tokio::join!(ensure(), ensure());
+    bench.gitlab.switches().set_answer_delay(Duration::ZERO);
+    let made = made.unwrap();
     assert_eq!((made.iid, made.state.as_str(), &made.merge_commit), (1, "opened", &None));
+    assert_eq!(at_once.unwrap(), made);
     assert_eq!(ensure().await.unwrap(), made);
     assert!(made.url.ends_with("/vms/machines/-/merge_requests/1"), "{}", made.url);
 

@@ -438,4 +438,13 @@ mod tests {
         assert_eq!(merge_commit(&[]).as_deref(), Some("head"), "a fast-forward");
         assert_eq!(merge_commit(&[("state", json!("opened"))]), None);
     }
+
+    #[test]
+    fn a_forks_merge_request_is_none_of_ours() {
+        let of = |source: u64| {
+            let shape = json!({"iid": 5, "web_url": "u", "state": "opened", "source_project_id": source, "target_project_id": 42});
+            serde_json::from_value::<MergeRequestShape>(shape).expect("a shape").is_of_this_project()
+        };
+        assert!(of(42) && !of(43));
+    }
 }
