@@ -230,6 +230,12 @@ fn golden_files_together_become_the_planned_vms() {
     assert!(!refused.status.success());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("prevent_destroy"));
     assert_eq!(repository.prism.vms().len(), CASES.len());
+
+    let (key, value) = CATEGORIES[0];
+    repository.prism.add_category(key, value);
+    let ambiguous = repository.run(&["plan"]);
+    assert!(!ambiguous.status.success(), "a name that is there twice was taken for one");
+    assert!(String::from_utf8_lossy(&ambiguous.stderr).contains("one(data.nutanix_categories_v2.shop01_AppType"));
 }
 
 /// What matters of a VM, as the plan has it.

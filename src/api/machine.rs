@@ -86,8 +86,10 @@ pub enum DiskBus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TargetBus {
+    /// virtio-scsi, the default.
     #[default]
     Scsi,
+    /// virtio-blk.
     Pci,
 }
 
