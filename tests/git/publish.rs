@@ -21,15 +21,17 @@ fn publishes_once_and_finds_it_again() {
     assert_eq!(server.commit_count().unwrap(), 2);
 }
 
-#[test]
-fn many_at_once_lose_none() {
+/// On the threads that the controller has for what blocks.
+#[tokio::test]
+async fn many_at_once_lose_none() {
     let (_dir, server) = server();
-    std::thread::scope(|scope| {
-        for host in 0..8 {
-            let wanted = publication(&server, &format!("web{host}"));
-            scope.spawn(move || publish(&wanted).unwrap());
-        }
+    let pushes = (0..8).map(|host| {
+        let wanted = publication(&server, &format!("web{host}"));
+        tokio::task::spawn_blocking(move || publish(&wanted).unwrap())
     });
+    for push in pushes.collect::<Vec<_>>() {
+        push.await.unwrap();
+    }
     assert_eq!(server.commit_count().unwrap(), 9);
     for host in 0..8 {
         assert!(server.file(&format!("vms/web{host}.tf")).is_ok());

@@ -9,6 +9,7 @@ use crate::api::block_copy::{
 };
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::{
     End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetOrder,
 };
@@ -67,6 +68,7 @@ struct World {
     held: bool,
     deleting: bool,
     copy: Option<BlockCopy>,
+    delivery: Delivery,
     published: Option<String>,
     target: Option<TargetVm>,
     source_runs: bool,
@@ -91,6 +93,7 @@ impl World {
             held: false,
             deleting: false,
             copy: None,
+            delivery: Delivery::Commit,
             published: None,
             target: None,
             source_runs: true,
@@ -118,8 +121,10 @@ impl World {
             (true, false) => Fact::Unknown(Refusal::new("PrismUnreachable", "no answer")),
             (true, true) => known,
         };
+        let mut setup = setup();
+        setup.repository.delivery = self.delivery;
         Seen {
-            setup: Ok(setup()),
+            setup: Ok(setup),
             copy: Fact::Known(self.copy.clone()),
             placement: if placement { Fact::Known(placed) } else { Fact::NotAsked },
             published: if published { Fact::Known(self.published.clone()) } else { Fact::NotAsked },
@@ -183,7 +188,11 @@ impl World {
             }
             Effect::EnsureJob => {}
             Effect::DeleteCopy => self.copy = None,
-            Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
+            Effect::Publish(plan) if self.delivery == Delivery::Commit => {
+                self.published = Some(format!("commit of {}", plan.digest));
+            }
+            // Nobody has merged it.
+            Effect::Publish(_) => {}
             Effect::PowerOn { permit: _, ext_id, order } => {
                 assert!(!self.source_runs, "I1: the target was powered on while the source ran");
                 self.power_ons.push((ext_id, order.request_id.clone()));
@@ -608,6 +617,22 @@ fn a_source_that_bears_the_mark_of_a_cutover_is_adopted_and_nothing_is_touched()
     world.turns(5);
     assert_eq!(world.status.phase.as_deref(), Some("Migrated"));
     assert!(world.published.is_none() && world.power_ons.is_empty());
+}
+
+#[test]
+fn a_file_in_review_waits_for_a_person_and_says_on_which_branch() {
+    let mut world = World::new();
+    world.delivery = Delivery::Branch;
+    world.turns(5);
+    assert_eq!(world.waits_for(), "AwaitingMerge");
+    let message = world.status.waiting_for.clone().expect("it waits").message;
+    assert!(message.contains("drover/web01 of https://git/x.git into main"), "{message}");
+    let file = world.status.ledger.iter().find(|entry| entry.kind == SideEffectKind::TerraformFile).expect("listed");
+    assert_eq!(file.state, "on branch drover/web01, to be merged");
+    world.published = Some("commit of the merge".into());
+    world.turns(8);
+    assert_eq!(world.status.terraform.as_ref().map(|file| file.commit.as_str()), Some("commit of the merge"));
+    assert!(world.target.is_some());
 }
 
 #[test]
