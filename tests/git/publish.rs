@@ -1,7 +1,7 @@
 //! Commits to the branch that is applied.
 
 use drover::api::terraform_repository::CommitAuthor;
-use drover::edge::git::{Access, GitError, find, publish};
+use drover::edge::git::{Access, GitError, Publication, find, publish};
 use drover::render::terraform::{HEADER, sealed};
 
 use super::{ask, by_hand, password, publication, refused, server};
@@ -174,4 +174,23 @@ fn a_hook_that_refuses_is_quoted_and_asked_once() {
     assert_eq!(std::fs::read_to_string(server.repository().join("asked")).unwrap(), "asked\n");
     server.refuse_pushes(None).unwrap();
     assert!(publish(&wanted).is_ok());
+}
+
+/// A connection that is taken, and then nothing.
+#[test]
+#[ignore = "waits for as long as a server may take: a minute"]
+fn a_server_that_says_nothing_is_not_waited_for_without_end() {
+    let (_dir, server) = server();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    std::thread::scope(|scope| {
+        for url in [format!("http://{address}/machines.git"), format!("ssh://git@{address}/machines.git")] {
+            let wanted = Publication { url, ..publication(&server, "web01") };
+            scope.spawn(move || {
+                let error = refused(&wanted);
+                assert!(matches!(error, GitError::Failed { .. }), "{error}");
+                println!("{error}");
+            });
+        }
+    });
 }

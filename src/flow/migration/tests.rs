@@ -627,7 +627,7 @@ fn a_file_in_review_waits_for_a_person_and_says_on_which_branch() {
     assert_eq!(world.waits_for(), "AwaitingMerge");
     let message = world.status.waiting_for.clone().expect("it waits").message;
     assert!(message.contains("drover/web01 of https://git/x.git into main"), "{message}");
-    let file = world.status.ledger.iter().find(|entry| entry.kind == SideEffectKind::TerraformFile).expect("listed");
+    let file = world.status.ledger.iter().find(|entry| entry.what == SideEffectKind::TerraformFile).expect("listed");
     assert_eq!(file.state, "on branch drover/web01, to be merged");
     world.published = Some("commit of the merge".into());
     world.turns(8);
