@@ -1,7 +1,7 @@
 //! Commits to the branch that is applied.
 
 use drover::api::terraform_repository::CommitAuthor;
-use drover::edge::git::{Access, GitError, find, publish};
+use drover::edge::git::{Access, GitError, Publication, find, publish};
 use drover::render::terraform::{HEADER, sealed};
 
 use super::{ask, by_hand, password, publication, refused, server};
@@ -21,15 +21,17 @@ fn publishes_once_and_finds_it_again() {
     assert_eq!(server.commit_count().unwrap(), 2);
 }
 
-#[test]
-fn many_at_once_lose_none() {
+/// On the threads that the controller has for what blocks.
+#[tokio::test]
+async fn many_at_once_lose_none() {
     let (_dir, server) = server();
-    std::thread::scope(|scope| {
-        for host in 0..8 {
-            let wanted = publication(&server, &format!("web{host}"));
-            scope.spawn(move || publish(&wanted).unwrap());
-        }
+    let pushes = (0..8).map(|host| {
+        let wanted = publication(&server, &format!("web{host}"));
+        tokio::task::spawn_blocking(move || publish(&wanted).unwrap())
     });
+    for push in pushes.collect::<Vec<_>>() {
+        push.await.unwrap();
+    }
     assert_eq!(server.commit_count().unwrap(), 9);
     for host in 0..8 {
         assert!(server.file(&format!("vms/web{host}.tf")).is_ok());
@@ -172,4 +174,23 @@ fn a_hook_that_refuses_is_quoted_and_asked_once() {
     assert_eq!(std::fs::read_to_string(server.repository().join("asked")).unwrap(), "asked\n");
     server.refuse_pushes(None).unwrap();
     assert!(publish(&wanted).is_ok());
+}
+
+/// A connection that is taken, and then nothing.
+#[test]
+#[ignore = "waits for as long as a server may take: a minute"]
+fn a_server_that_says_nothing_is_not_waited_for_without_end() {
+    let (_dir, server) = server();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    std::thread::scope(|scope| {
+        for url in [format!("http://{address}/machines.git"), format!("ssh://git@{address}/machines.git")] {
+            let wanted = Publication { url, ..publication(&server, "web01") };
+            scope.spawn(move || {
+                let error = refused(&wanted);
+                assert!(matches!(error, GitError::Failed { .. }), "{error}");
+                println!("{error}");
+            });
+        }
+    });
 }

@@ -175,9 +175,11 @@ fn the_servers_own_words_come_through() {
     setup.git.refuse_pushes(Some("no pushes on Fridays")).unwrap();
     let error = refused(&wanted);
     assert!(matches!(&error, GitError::PushRefused { why, .. } if why.contains("no pushes on Fridays")), "{error}");
-    wanted.url.push_str("-none'; touch x; '");
+    let touched = setup.dir.path().join("touched");
+    wanted.url.push_str(&format!("-none'; touch {}; '", touched.display()));
     let error = refused(&wanted).to_string();
     assert!(error.contains("does not appear to be a git repository"), "{error}");
+    assert!(!touched.exists(), "a path is a word, not a command");
     wanted.url = "ssh://git@127.0.0.1:1/machines.git".into();
     let error = refused(&wanted).to_string();
     assert!(error.contains("connect") && error.contains("127.0.0.1:1"), "{error}");

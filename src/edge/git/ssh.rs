@@ -115,10 +115,8 @@ impl Ssh {
             let why = "ssh needs a private key: put it under ssh-privatekey into the TerraformRepository's Secret";
             return Err(unauthorized(why.into()));
         };
-        // A key file whose last line is not ended is not read.
-        let key = format!("{}\n", key.trim_end());
         let passphrase = self.server.access.passphrase.as_deref();
-        session.userauth_pubkey_memory(user, None, &key, passphrase).map_err(|error| {
+        session.userauth_pubkey_memory(user, None, key, passphrase).map_err(|error| {
             if REFUSED.contains(&error.code()) {
                 let why = format!(
                     "the server refuses the Secret's ssh-privatekey for user {user}: register its public half there, with write access (a deploy key)"

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use git2::transport::{self, Transport};
 use git2::{ErrorClass, ErrorCode, Remote, Repository};
@@ -20,6 +20,8 @@ use super::{Access, GitError};
 
 /// The longest a server may take for one answer, or part of one: one that accepts a connection and says nothing would be waited for without end.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// The longest that a fetch or a push may take in all: one that sends a byte now and then would hold up others' migrations.
+const CALL_LIMIT: Duration = Duration::from_secs(600);
 /// The longest it may take to accept a connection.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// As much of what a server writes for people is kept.
@@ -40,13 +42,14 @@ pub struct Server {
     /// Why the call that runs has failed: libgit2 passes on a few words at most.
     failure: Mutex<Option<GitError>>,
     words: Mutex<Vec<u8>>,
+    begun: Mutex<Instant>,
 }
 
 impl Server {
     pub fn new(url: &str, access: Access) -> Result<Arc<Self>, GitError> {
         let address = Address::parse(url).map_err(|why| GitError::BadUrl { why })?;
-        let (failure, words) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { url: url.into(), address, access, failure, words }))
+        let (failure, words, begun) = (Mutex::default(), Mutex::default(), Mutex::new(Instant::now()));
+        Ok(Arc::new(Self { url: url.into(), address, access, failure, words, begun }))
     }
 
     /// Runs a call on a remote of this server. An error is ours if there is one, else libgit2's.
@@ -59,6 +62,7 @@ impl Server {
         register();
         *lock(&self.failure) = None;
         lock(&self.words).clear();
+        *lock(&self.begun) = Instant::now();
         SERVER.set(Some(self.clone()));
         let result = repository.remote_anonymous(&format!("{SCHEME}://")).and_then(|mut remote| call(&mut remote));
         SERVER.set(None);
@@ -154,6 +158,9 @@ impl<S> Told<S> {
 
 impl<S: Read> Read for Told<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if lock(&self.server.begun).elapsed() > CALL_LIMIT {
+            return Err(self.tell(&io::Error::other(format!("it has taken longer than {} s", CALL_LIMIT.as_secs()))));
+        }
         self.stream.read(buffer).map_err(|error| self.tell(&error))
     }
 }

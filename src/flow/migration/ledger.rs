@@ -10,7 +10,9 @@ use super::step::{self, Step, pinned_target};
 use crate::api::BlockCopy;
 use crate::api::block_copy::{DomainStatus, MirrorState, Want};
 use crate::api::common::{MicroTime, Tri};
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::{CutoverStatus, End, SideEffect, SideEffectKind};
+use crate::render::commit::review_branch;
 use crate::render::job::{copy_name, relay_directory};
 
 /// The ledger after this turn's decision.
@@ -199,11 +201,16 @@ impl<'a> View<'a> {
         let pushing = self.draft.effects.iter().any(|effect| matches!(effect, Effect::Publish(_)));
         let state = match &self.draft.status.terraform {
             Some(terraform) => format!("commit {}", terraform.commit),
-            None if pushing => "being pushed".into(),
-            None => return None,
+            None if !pushing => return None,
+            None if self.is_reviewed() => format!("on branch {}, to be merged", review_branch(plan)),
+            None => "being pushed".into(),
         };
         let repository = self.input.seen.setup.as_ref().map_or("the repository", |setup| &setup.repository.url);
         Some(entry(SideEffectKind::TerraformFile, format!("{} in {repository}", plan.path), &state, End::Kept))
+    }
+
+    fn is_reviewed(&self) -> bool {
+        self.input.seen.setup.as_ref().is_ok_and(|setup| setup.repository.delivery != Delivery::Commit)
     }
 
     fn target_place(&self) -> Option<String> {

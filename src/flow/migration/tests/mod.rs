@@ -11,6 +11,7 @@ use crate::api::block_copy::{
 };
 use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
+use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::{
     End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetOrder,
 };
@@ -70,6 +71,7 @@ struct World {
     held: bool,
     deleting: bool,
     copy: Option<BlockCopy>,
+    delivery: Delivery,
     published: Option<String>,
     /// What the repository's pipeline does; `None` = nobody can follow it.
     application: Option<Application>,
@@ -99,6 +101,7 @@ impl World {
             held: false,
             deleting: false,
             copy: None,
+            delivery: Delivery::Commit,
             published: None,
             application: None,
             applied: vec![],
@@ -131,8 +134,10 @@ impl World {
             (true, false) => Fact::Unknown(Refusal::new("PrismUnreachable", "no answer")),
             (true, true) => known,
         };
+        let mut setup = setup();
+        setup.repository.delivery = self.delivery;
         Seen {
-            setup: Ok(setup()),
+            setup: Ok(setup),
             copy: Fact::Known(self.copy.clone()),
             placement: match (placement, self.prism_is_old) {
                 (false, _) => Fact::NotAsked,
@@ -205,7 +210,11 @@ impl World {
             }
             Effect::EnsureJob => {}
             Effect::DeleteCopy => self.copy = None,
-            Effect::Publish(plan) => self.published = Some(format!("commit of {}", plan.digest)),
+            Effect::Publish(plan) if self.delivery == Delivery::Commit => {
+                self.published = Some(format!("commit of {}", plan.digest));
+            }
+            // Nobody has merged it.
+            Effect::Publish(_) => {}
             Effect::Plan { round } => self.applied.push(format!("plan {round}")),
             Effect::Apply { handle } => self.applied.push(handle),
             Effect::PowerOn { permit: _, ext_id, order } => {
@@ -645,6 +654,22 @@ fn a_prism_too_old_is_told_before_anything_is_published_and_goes_on_once_it_is_u
     world.prism_is_old = false;
     world.turns(10);
     assert!(world.published.is_some());
+}
+
+#[test]
+fn a_file_in_review_waits_for_a_person_and_says_on_which_branch() {
+    let mut world = World::new();
+    world.delivery = Delivery::Branch;
+    world.turns(5);
+    assert_eq!(world.waits_for(), "AwaitingMerge");
+    let message = world.status.waiting_for.clone().expect("it waits").message;
+    assert!(message.contains("drover/web01 of https://git/x.git into main"), "{message}");
+    let file = world.status.ledger.iter().find(|entry| entry.what == SideEffectKind::TerraformFile).expect("listed");
+    assert_eq!(file.state, "on branch drover/web01, to be merged");
+    world.published = Some("commit of the merge".into());
+    world.turns(8);
+    assert_eq!(world.status.terraform.as_ref().map(|file| file.commit.as_str()), Some("commit of the merge"));
+    assert!(world.target.is_some());
 }
 
 #[test]
