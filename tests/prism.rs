@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use drover::edge::prism::{PowerState, PrismCentral, PrismElement, PrismError, TaskState};
+use drover::edge::prism::{Access, Credentials, PowerState, PrismCentral, PrismElement, PrismError, TaskState};
 use drover_lab::hypervisor::NoHypervisor;
 use drover_lab::prism::{Prism, PrismConfig};
 use serde_json::json;
@@ -16,6 +16,14 @@ struct Bench {
     central: PrismCentral,
     element: PrismElement,
     _dir: tempfile::TempDir,
+}
+
+fn password(password: &str) -> Credentials {
+    Credentials::Password { username: "admin".into(), password: password.into() }
+}
+
+fn access(prism: &Prism, url: &str, credentials: Credentials) -> Access {
+    Access { url: url.into(), credentials, ca_pem: Some(prism.ca_pem().into()) }
 }
 
 fn start() -> Bench {
@@ -33,8 +41,8 @@ fn start() -> Bench {
         log_path: dir.path().join("prism.log"),
     })
     .unwrap();
-    let central = PrismCentral::new(prism.central_url(), "admin", "secret", Some(prism.ca_pem())).unwrap();
-    let element = PrismElement::new(prism.element_url(), "admin", "secret", Some(prism.ca_pem())).unwrap();
+    let central = PrismCentral::new(&access(&prism, prism.central_url(), password("secret"))).unwrap();
+    let element = PrismElement::new(&access(&prism, prism.element_url(), password("secret"))).unwrap();
     Bench { prism, central, element, _dir: dir }
 }
 
@@ -165,11 +173,126 @@ async fn an_order_to_power_on_works_once_and_a_stale_one_never() {
 #[tokio::test]
 async fn errors_say_what_to_do() {
     let Bench { prism, central, _dir, .. } = start();
-    let wrong = PrismCentral::new(prism.central_url(), "admin", "wrong", Some(prism.ca_pem())).unwrap();
+    let wrong = PrismCentral::new(&access(&prism, prism.central_url(), password("wrong"))).unwrap();
     assert!(matches!(wrong.find_cluster("ahv1").await, Err(PrismError::Unauthorized { .. })));
-    let untrusting = PrismCentral::new(prism.central_url(), "admin", "secret", None).unwrap();
+    let trusting = access(&prism, prism.central_url(), password("secret"));
+    let untrusting = PrismCentral::new(&Access { ca_pem: None, ..trusting }).unwrap();
     let error = untrusting.find_cluster("ahv1").await.unwrap_err();
     assert!(matches!(error, PrismError::Unreachable { .. }) && error.to_string().contains("ca.crt"), "{error}");
     prism.switches().refuse_next_calls(2);
     assert!(central.find_cluster("ahv1").await.is_ok(), "a read is repeated when Prism says later");
+}
+
+#[tokio::test]
+async fn an_api_key_is_as_good_as_a_password() {
+    let Bench { prism, _dir, .. } = start();
+    let with = |key: &str| access(&prism, prism.central_url(), Credentials::ApiKey(key.into()));
+    let central = PrismCentral::new(&with(prism.api_key())).unwrap();
+    assert!(central.find_cluster("ahv1").await.unwrap().is_some());
+    let stranger = PrismCentral::new(&with("another")).unwrap();
+    assert!(matches!(stranger.find_cluster("ahv1").await, Err(PrismError::Unauthorized { .. })));
+}
+
+#[tokio::test]
+async fn an_order_whose_answer_is_lost_is_sent_again_and_carried_out_once() {
+    let Bench { prism, central, _dir, .. } = start();
+    let id = create(&prism).await;
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    let before = prism.tasks().len();
+    prism.switches().lose_next_answers(1);
+    let task = central.power_on(&id, &etag, "6f9b1a34-0000-4000-8000-000000000007").await.unwrap();
+    done(&central, &task).await;
+    assert_eq!(prism.tasks().len(), before + 1, "the second was answered with the task of the first");
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    for status in [429, 504] {
+        prism.switches().refuse_next_calls_with(2, status);
+        let order = central.power_off(&id, &etag, "6f9b1a34-0000-4000-8000-000000000008").await;
+        assert!(order.is_ok(), "{status}: {order:?}");
+    }
+    prism.switches().refuse_next_calls_with(1, 502);
+    let unclear = central.power_off(&id, &etag, "6f9b1a34-0000-4000-8000-000000000008").await;
+    assert!(matches!(unclear, Err(PrismError::Refused { status: 502, .. })), "{unclear:?}");
+    prism.switches().refuse_next_calls_with(1, 502);
+    assert!(central.find_cluster("ahv1").await.is_ok(), "a read is repeated");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_to_be_left_alone_is_left_alone() {
+    let Bench { prism, central, _dir, .. } = start();
+    central.find_cluster("ahv1").await.unwrap();
+    prism.switches().set_retry_after(1);
+    prism.switches().refuse_next_calls_with(1, 429);
+    let asked = std::time::Instant::now();
+    central.find_cluster("ahv1").await.unwrap();
+    assert!(asked.elapsed() >= std::time::Duration::from_secs(1), "{:?}", asked.elapsed());
+    prism.switches().set_retry_after(30);
+    prism.switches().refuse_next_calls_with(1, 503);
+    let calls = prism.calls().len();
+    for _ in 0..3 {
+        let error = central.find_cluster("ahv1").await.unwrap_err();
+        assert_eq!(error.reason(), "PrismBusy", "{error}");
+    }
+    assert_eq!(prism.calls().len(), calls + 1, "it is not asked meanwhile");
+}
+
+#[tokio::test]
+async fn there_are_never_many_calls_at_once() {
+    let Bench { prism, central, _dir, .. } = start();
+    central.find_cluster("ahv1").await.unwrap();
+    prism.switches().set_answer_delay(std::time::Duration::from_millis(50));
+    let calls = (0..40).map(|_| central.find_cluster("ahv1"));
+    for answer in futures::future::join_all(calls).await {
+        answer.unwrap();
+    }
+    let most = prism.switches().most_calls_at_once();
+    assert!((2..=8).contains(&most), "{most}");
+}
+
+#[tokio::test]
+async fn a_version_is_asked_for_once_and_again_when_its_paths_are_gone() {
+    let Bench { prism, central, _dir, .. } = start();
+    let id = create(&prism).await;
+    let questions = || prism.calls().iter().filter(|call| call.method == "OPTIONS").count();
+    for _ in 0..3 {
+        assert!(central.get_vm(&id).await.unwrap().is_some());
+    }
+    assert_eq!(questions(), 1);
+    prism.switches().set_max_minor(1);
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    assert_eq!(questions(), 2, "a 404 of a version that is gone is not the VM's");
+    let task = central.power_on(&id, &etag, "6f9b1a34-0000-4000-8000-000000000009").await.unwrap();
+    done(&central, &task).await;
+    let used = prism.calls().pop().unwrap().path;
+    assert!(used.contains("/prism/v4.1/"), "{used}");
+}
+
+#[tokio::test]
+async fn a_404_that_is_not_the_apis_own_word_makes_no_vm_gone() {
+    let Bench { prism, central, _dir, .. } = start();
+    let id = create(&prism).await;
+    central.get_vm(&id).await.unwrap();
+    prism.switches().refuse_next_calls_with(1, 404);
+    let answer = central.get_vm(&id).await;
+    assert!(matches!(answer, Err(PrismError::NotFound { by_api: false, .. })), "{answer:?}");
+    assert!(central.get_vm("00000000-0000-4000-8000-000000000000").await.unwrap().is_none());
+    prism.switches().remove_v4(true);
+    for client in [central, PrismCentral::new(&access(&prism, prism.central_url(), password("secret"))).unwrap()] {
+        let error = client.get_vm(&id).await.unwrap_err();
+        assert_eq!(error.reason(), "PrismCentralTooOld");
+        assert!(error.to_string().contains("2024.3"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_prism_element_without_v2_says_what_it_is_needed_for() {
+    let Bench { prism, element, _dir, .. } = start();
+    let id = create(&prism).await;
+    assert_eq!(element.storage_containers().await.unwrap(), ["ctr"]);
+    let unknown = element.vm_disks("00000000-0000-4000-8000-000000000000").await.unwrap_err();
+    assert_eq!(unknown.reason(), "PrismNotFound", "v2 is there, the VM is not");
+    prism.switches().remove_v2(true);
+    for error in [element.storage_containers().await.unwrap_err(), element.vm_disks(&id).await.unwrap_err()] {
+        assert_eq!(error.reason(), "PrismElementV2Gone");
+        assert!(error.to_string().contains("NFS"), "{error}");
+    }
 }

@@ -50,7 +50,8 @@ pub struct PrismEndpoint {
     /// Base URL, e.g. `https://prism.example.com:9440`.
     #[schemars(length(min = 9, max = 1024), regex(pattern = r"^https://[^/]+$"))]
     pub url: String,
-    /// Secret in the operator's namespace with `username` and `password`, and `ca.crt` unless the certificate is publicly trusted.
+    /// Secret in the operator's namespace with `username` and `password`, or `apiKey` instead of both; and `ca.crt` unless the
+    /// certificate is publicly trusted.
     pub credentials: SecretRef,
 }
 

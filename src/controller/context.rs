@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client};
 
 use super::MAX_BACKOFF;
+use crate::edge::prism::{Access, PrismCentral, PrismElement, PrismError};
 use crate::flow::migration::{Refusal, TargetVm};
 use crate::render::job::JobSettings;
 
@@ -53,6 +54,36 @@ pub struct Context {
     pub jobs: JobSettings,
     failures: Mutex<HashMap<String, Failure>>,
     targets: Mutex<HashMap<String, (Instant, Vec<TargetVm>)>>,
+    pub centrals: Clients<PrismCentral>,
+    pub elements: Clients<PrismElement>,
+}
+
+/// Clients by server and Secret. One that is kept keeps its connections and what it knows of the server, and bounds the calls of all turns.
+pub struct Clients<T>(Mutex<HashMap<(String, String), (Access, T)>>);
+
+impl<T: Clone> Clients<T> {
+    /// The client for this access; a new one if the Secret says something else than before.
+    pub fn get(
+        &self,
+        secret: &str,
+        access: Access,
+        new: impl FnOnce(&Access) -> Result<T, PrismError>,
+    ) -> Result<T, PrismError> {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (access.url.clone(), secret.to_owned());
+        if let Some((_, client)) = clients.get(&key).filter(|(known, _)| *known == access) {
+            return Ok(client.clone());
+        }
+        let client = new(&access)?;
+        clients.insert(key, (access, client.clone()));
+        Ok(client)
+    }
+}
+
+impl<T> Default for Clients<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
@@ -73,7 +104,16 @@ impl Context {
                 .context(format!("read the operator's own namespace {namespace}: may its service account get it?"))
         })?;
         let installation = own.metadata.uid.unwrap_or_default();
-        Ok(Self { client, namespace, installation, jobs, failures: Mutex::default(), targets: Mutex::default() })
+        Ok(Self {
+            client,
+            namespace,
+            installation,
+            jobs,
+            failures: Mutex::default(),
+            targets: Mutex::default(),
+            centrals: Clients::default(),
+            elements: Clients::default(),
+        })
     }
 
     /// Notes a failed turn; returns how long to wait before the next.

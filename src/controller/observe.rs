@@ -10,8 +10,8 @@ use crate::api::common::Tri;
 use crate::api::nutanix_cluster::PrismEndpoint;
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
-use crate::edge::git::{self, Credentials, Publication};
-use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
+use crate::edge::git::{self, Publication};
+use crate::edge::prism::{Access, Credentials, ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
 use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
 use crate::render;
 
@@ -55,7 +55,7 @@ async fn outside(
     if needs.placement || needs.target {
         let central = central(context, &setup.cluster).await;
         if needs.placement {
-            seen.placement = fact(placement(&central, &setup.cluster).await);
+            seen.placement = fact(placement(context, &central, &setup.cluster).await);
         }
         let uid = migration.uid().unwrap_or_default();
         let remembered = context.recent_target(&uid, Duration::from_secs(needs.target_may_be_seconds_old));
@@ -87,21 +87,26 @@ fn fact<T>(result: Result<T, Refusal>) -> Fact<T> {
 
 /// A client for Prism Central, with the credentials as they are now.
 pub async fn central(context: &Context, cluster: &NutanixClusterSpec) -> Result<PrismCentral, Refusal> {
-    let (username, password, ca) = prism_credentials(context, &cluster.prism_central).await?;
-    PrismCentral::new(&cluster.prism_central.url, &username, &password, ca.as_deref()).map_err(|error| prism(&error))
+    let endpoint = &cluster.prism_central;
+    let access = access(context, endpoint).await?;
+    let client = context.centrals.get(&endpoint.credentials.name, access, PrismCentral::new);
+    client.map_err(|error| prism(&error))
 }
 
 async fn element(context: &Context, cluster: &NutanixClusterSpec) -> Result<PrismElement, Refusal> {
-    let (username, password, ca) = prism_credentials(context, &cluster.prism_element).await?;
-    PrismElement::new(&cluster.prism_element.url, &username, &password, ca.as_deref()).map_err(|error| prism(&error))
+    let endpoint = &cluster.prism_element;
+    let access = access(context, endpoint).await?;
+    let client = context.elements.get(&endpoint.credentials.name, access, PrismElement::new);
+    client.map_err(|error| prism(&error))
 }
 
-async fn prism_credentials(
-    context: &Context,
-    endpoint: &PrismEndpoint,
-) -> Result<(String, String, Option<String>), Refusal> {
+async fn access(context: &Context, endpoint: &PrismEndpoint) -> Result<Access, Refusal> {
     let secret: SecretText = context.secret(&context.namespace, &endpoint.credentials.name).await?;
-    Ok((secret.require("username")?, secret.require("password")?, secret.get("ca.crt")))
+    let credentials = match secret.get("apiKey") {
+        Some(key) => Credentials::ApiKey(key),
+        None => Credentials::Password { username: secret.require("username")?, password: secret.require("password")? },
+    };
+    Ok(Access { url: endpoint.url.clone(), credentials, ca_pem: secret.get("ca.crt") })
 }
 
 fn prism(error: &crate::edge::prism::PrismError) -> Refusal {
@@ -109,10 +114,22 @@ fn prism(error: &crate::edge::prism::PrismError) -> Refusal {
 }
 
 async fn placement(
+    context: &Context,
     central: &Result<PrismCentral, Refusal>,
     cluster: &NutanixClusterSpec,
 ) -> Result<Placement, Refusal> {
     let central = central.as_ref().map_err(Clone::clone)?;
+    // Before anything is created that could never be copied to.
+    let on_element = element(context, cluster).await?.storage_containers().await.map_err(|error| prism(&error))?;
+    if !on_element.contains(&cluster.storage_container) {
+        return Err(Refusal::new(
+            "PlacementNotFound",
+            format!(
+                "Prism Element at {} knows no storage container named {}: check spec.prismElement and spec.storageContainer of the NutanixCluster",
+                cluster.prism_element.url, cluster.storage_container
+            ),
+        ));
+    }
     let missing = |what: &str, name: &str| {
         Refusal::new(
             "PlacementNotFound",
@@ -223,7 +240,7 @@ pub async fn publication(
         None => None,
         Some(reference) => {
             let secret = context.secret(&namespace, &reference.name).await?;
-            Some(Credentials { username: secret.require("username")?, password: secret.require("password")? })
+            Some(git::Credentials { username: secret.require("username")?, password: secret.require("password")? })
         }
     };
     Ok(Publication {

@@ -12,12 +12,16 @@ const DEFAULT_MAX_MINOR: u32 = 3;
 pub struct Switches {
     refuse_calls: AtomicU32,
     refusal: AtomicU16,
+    retry_after_s: AtomicU64,
+    calls_now: AtomicU32,
+    most_calls_at_once: AtomicU32,
     answer_delay_ms: AtomicU64,
     lose_answers: AtomicU32,
     fail_tasks: AtomicU32,
     task_delay_ms: AtomicU64,
     hold_tasks: AtomicBool,
     element_gone: AtomicBool,
+    v4_gone: AtomicBool,
     reverse_disks: AtomicBool,
     max_minor: AtomicU32,
 }
@@ -27,12 +31,16 @@ impl Default for Switches {
         Self {
             refuse_calls: AtomicU32::new(0),
             refusal: AtomicU16::new(503),
+            retry_after_s: AtomicU64::new(0),
+            calls_now: AtomicU32::new(0),
+            most_calls_at_once: AtomicU32::new(0),
             answer_delay_ms: AtomicU64::new(0),
             lose_answers: AtomicU32::new(0),
             fail_tasks: AtomicU32::new(0),
             task_delay_ms: AtomicU64::new(0),
             hold_tasks: AtomicBool::new(false),
             element_gone: AtomicBool::new(false),
+            v4_gone: AtomicBool::new(false),
             reverse_disks: AtomicBool::new(false),
             max_minor: AtomicU32::new(DEFAULT_MAX_MINOR),
         }
@@ -49,6 +57,16 @@ impl Switches {
     pub fn refuse_next_calls_with(&self, count: u32, status: u16) {
         self.refusal.store(status, Ordering::SeqCst);
         self.refuse_calls.store(count, Ordering::SeqCst);
+    }
+
+    /// How long a refusal with 429 or 503 asks to be left alone, in `Retry-After`; 0 = it does not say.
+    pub fn set_retry_after(&self, seconds: u64) {
+        self.retry_after_s.store(seconds, Ordering::SeqCst);
+    }
+
+    /// The most calls that were being answered at one moment, on both ports together.
+    pub fn most_calls_at_once(&self) -> u32 {
+        self.most_calls_at_once.load(Ordering::SeqCst)
     }
 
     /// How long each call waits before it is looked at. Zero at the start; longer than its callers' patience is a Prism that hangs.
@@ -81,6 +99,11 @@ impl Switches {
         self.element_gone.store(gone, Ordering::SeqCst);
     }
 
+    /// While true, Prism Central answers 404 to every v4 call, as one that is older than the v4 API would, and not in v4's words.
+    pub fn remove_v4(&self, gone: bool) {
+        self.v4_gone.store(gone, Ordering::SeqCst);
+    }
+
     /// While true, v4 lists a VM's disks backwards. The order is not specified, so readers must sort by bus and index; but the
     /// Terraform provider compares the list as it comes, so this is off unless a test asks for it.
     pub fn reverse_v4_disks(&self, reverse: bool) {
@@ -103,6 +126,25 @@ impl Switches {
     pub(super) fn take_refusal(&self) -> Option<StatusCode> {
         let status = StatusCode::from_u16(self.refusal.load(Ordering::SeqCst)).ok();
         status.filter(|_| take_one(&self.refuse_calls))
+    }
+
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        Some(self.retry_after_s.load(Ordering::SeqCst)).filter(|seconds| *seconds > 0)
+    }
+
+    /// A call begins.
+    pub(super) fn call_begins(&self) {
+        let now = self.calls_now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_calls_at_once.fetch_max(now, Ordering::SeqCst);
+    }
+
+    /// A call ends.
+    pub(super) fn call_ends(&self) {
+        self.calls_now.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn v4_is_gone(&self) -> bool {
+        self.v4_gone.load(Ordering::SeqCst)
     }
 
     pub(super) fn answer_delay(&self) -> Duration {
