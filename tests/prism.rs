@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use drover::edge::prism::{Access, Credentials, PowerState, PrismCentral, PrismElement, PrismError, TaskState};
 use drover_lab::hypervisor::NoHypervisor;
-use drover_lab::prism::{Prism, PrismConfig};
+use drover_lab::prism::{DiskData, Prism, PrismConfig};
 use serde_json::json;
 
 const GIB: u64 = 1 << 30;
+/// A request id but for its last two digits.
+const ORDER: &str = "6f9b1a34-0000-4000-8000-0000000000";
 
 struct Bench {
     prism: Prism,
@@ -295,4 +297,81 @@ async fn a_prism_element_without_v2_says_what_it_is_needed_for() {
         assert_eq!(error.reason(), "PrismElementV2Gone");
         assert!(error.to_string().contains("NFS"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn an_address_is_put_on_a_containers_list_and_taken_off_again() {
+    let Bench { prism, central, _dir, .. } = start();
+    let ctr = prism.container_uuid();
+    let (inherits, _) = central.get_container(ctr).await.unwrap().unwrap();
+    assert!(inherits.inherits_whitelist && inherits.whitelist.is_empty());
+    assert_eq!(central.cluster_whitelist(&inherits.cluster_ext_id).await.unwrap(), None, "not told is not empty");
+    prism.set_cluster_whitelist(Some(&["10.0.0.0/255.0.0.0"]));
+    let told = central.cluster_whitelist(&inherits.cluster_ext_id).await.unwrap();
+    assert_eq!(told, Some(vec!["10.0.0.0/255.0.0.0".to_owned()]));
+
+    prism.set_whitelist(Some(&["198.51.100.0/24"]));
+    let (own, etag) = central.get_container(ctr).await.unwrap().unwrap();
+    assert_eq!((own.inherits_whitelist, own.whitelist), (false, vec!["198.51.100.0/24".to_owned()]));
+    let address = "192.0.2.7".parse().unwrap();
+    let task = central.set_whitelisted(ctr, address, true, &etag, &format!("{ORDER}20")).await.unwrap();
+    done(&central, &task).await;
+    let (added, newer) = central.get_container(ctr).await.unwrap().unwrap();
+    assert_eq!(added.whitelist, ["198.51.100.0/24", "192.0.2.7/32"]);
+    let stale = central.set_whitelisted(ctr, address, false, &etag, &format!("{ORDER}21")).await;
+    assert!(matches!(stale, Err(PrismError::PreconditionFailed { .. })));
+    let task = central.set_whitelisted(ctr, address, false, &newer, &format!("{ORDER}22")).await.unwrap();
+    done(&central, &task).await;
+    assert_eq!(prism.whitelist().unwrap(), ["198.51.100.0/24"], "nothing else is changed");
+    assert!(central.get_container("00000000-0000-4000-8000-000000000000").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_start_of_a_disk_is_read_back_through_both_prisms() {
+    use std::os::unix::fs::FileExt;
+    let Bench { prism, central, element, _dir } = start();
+    let id = create(&prism).await;
+    let vm = prism.vm_by_name("web01").unwrap();
+    let marker = drover::flow::canary::marker("uid-1", "vda", "n1");
+    std::fs::File::options().write(true).open(&vm.disks[0].path).unwrap().write_all_at(&marker, 0).unwrap();
+    let disks = [vm.disks[0].device_uuid.as_str(), vm.disks[1].device_uuid.as_str()];
+    let starts = central.disk_starts(&id, &disks, 512).await.unwrap();
+    assert_eq!(starts[0], (disks[0].to_owned(), marker.to_vec()));
+    assert_eq!(starts[1], (disks[1].to_owned(), vec![0; 512]));
+    assert_eq!(element.disk_starts(&id, &disks, 512).await.unwrap(), starts);
+    prism.switches().remove_v2(true);
+    assert!(element.disk_starts(&id, &disks, 512).await.is_ok(), "v3 does not go with v2");
+    for status in [403, 404, 410, 422, 501] {
+        prism.switches().show_disks(DiskData::Refused(status));
+        let error = central.disk_starts(&id, &disks, 512).await.unwrap_err();
+        assert!(error.is_not_offered(), "{status}: {error}");
+    }
+    prism.switches().show_disks(DiskData::Refused(401));
+    assert!(!central.disk_starts(&id, &disks, 512).await.unwrap_err().is_not_offered());
+    prism.switches().show_disks(DiskData::OfAnother);
+    assert_eq!(central.disk_starts(&id, &disks[..1], 512).await.unwrap()[0].1, vec![0; 512]);
+}
+
+#[tokio::test]
+async fn guest_tools_are_mounted_and_installed() {
+    let Bench { prism, central, _dir, .. } = start();
+    let id = create(&prism).await;
+    let (none, etag) = central.guest_tools(&id).await.unwrap();
+    assert!(!none.is_installed && !none.is_iso_inserted);
+    let task = central.mount_guest_tools(&id, &etag, &format!("{ORDER}30")).await.unwrap();
+    done(&central, &task).await;
+    let (mounted, etag) = central.guest_tools(&id).await.unwrap();
+    assert!(!mounted.is_installed && mounted.is_iso_inserted);
+    let off = central.install_guest_tools(&id, "root", "guest", &etag, &format!("{ORDER}31")).await.unwrap();
+    while central.task(&off).await.unwrap() == TaskState::Open {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let failed = central.task(&off).await.unwrap();
+    assert!(matches!(&failed, TaskState::Failed { message } if message.contains("is off")), "{failed:?}");
+    let (_, etag) = central.get_vm(&id).await.unwrap().unwrap();
+    done(&central, &central.power_on(&id, &etag, &format!("{ORDER}32")).await.unwrap()).await;
+    let (_, etag) = central.guest_tools(&id).await.unwrap();
+    let task = central.install_guest_tools(&id, "root", "guest", &etag, &format!("{ORDER}33")).await.unwrap();
+    done(&central, &task).await;
+    assert!(central.guest_tools(&id).await.unwrap().0.is_installed);
 }

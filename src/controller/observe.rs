@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::context::{Context, SecretText};
 use super::setup;
 use crate::api::common::Tri;
-use crate::api::nutanix_cluster::PrismEndpoint;
+use crate::api::nutanix_cluster::{GuestToolsPolicy, PrismEndpoint, WhitelistPolicy};
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
 use crate::edge::git::{self, Publication};
-use crate::edge::prism::{Access, Credentials, ElementDisk, PowerState, PrismCentral, PrismElement, Vm};
-use crate::flow::migration::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use crate::edge::prism::{Access, Credentials, ElementDisk, PowerState, PrismCentral, PrismElement, PrismError, Vm};
+use crate::flow::canary::MARKER_BYTES;
+use crate::flow::migration::{
+    CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk,
+    Whitelist, canary_to_be_read, guest_tools_are_needed, needs, whitelist_is_needed,
+};
 use crate::render;
 
 /// Name of the `BlockCopy` and the Job of a migration.
@@ -30,9 +35,16 @@ pub async fn observe(context: &Context, migration: &VmMigration) -> Seen {
         placement: Fact::NotAsked,
         published: Fact::NotAsked,
         target: Fact::NotAsked,
+        whitelist: Fact::NotAsked,
+        canary: Fact::NotAsked,
+        guest_tools: Fact::NotAsked,
     };
     if let Ok(setup) = seen.setup.clone() {
         outside(context, migration, &status, &setup, &mut seen).await;
+    }
+    let ending = migration.metadata.deletion_timestamp.is_some() || migration.spec.finalize == Some(true);
+    if whitelist_is_needed(&status, ending) {
+        seen.whitelist = whitelist(context, migration, &status, &seen.setup).await.unwrap_or_else(Fact::Unknown);
     }
     // Last: Prism may take long to answer, and the host side reports every few seconds.
     let copies: Api<BlockCopy> = Api::namespaced(context.client.clone(), &context.namespace);
@@ -73,6 +85,13 @@ async fn outside(
             }
         };
     }
+    if let Some((vm, disks)) = canary_to_be_read(status) {
+        seen.canary = fact(canary(context, &setup.cluster, vm, &disks).await);
+    }
+    let wants_tools = setup.cluster.guest_tools != GuestToolsPolicy::None;
+    if let (true, Some(target)) = (wants_tools && guest_tools_are_needed(&migration.spec, status), &status.target) {
+        seen.guest_tools = fact(guest_tools(context, &setup.cluster, &target.ext_id).await);
+    }
     if let (true, Some(plan)) = (needs.published, &status.plan) {
         seen.published = fact(published(context, migration, setup, plan).await);
     }
@@ -109,7 +128,7 @@ async fn access(context: &Context, endpoint: &PrismEndpoint) -> Result<Access, R
     Ok(Access { url: endpoint.url.clone(), credentials, ca_pem: secret.get("ca.crt") })
 }
 
-fn prism(error: &crate::edge::prism::PrismError) -> Refusal {
+fn prism(error: &PrismError) -> Refusal {
     Refusal::new(error.reason(), error.to_string())
 }
 
@@ -130,23 +149,97 @@ async fn placement(
             ),
         ));
     }
-    let missing = |what: &str, name: &str| {
-        Refusal::new(
-            "PlacementNotFound",
-            format!("Prism Central knows no {what} named {name}: check the NutanixCluster"),
-        )
-    };
-    let cluster_ext_id = central.find_cluster(&cluster.cluster_name).await.map_err(|error| prism(&error))?;
-    let cluster_ext_id = cluster_ext_id.ok_or_else(|| missing("cluster", &cluster.cluster_name))?;
-    let container =
-        central.find_container(&cluster.storage_container, &cluster_ext_id).await.map_err(|error| prism(&error))?;
-    let container_ext_id = container.ok_or_else(|| missing("storage container", &cluster.storage_container))?;
+    let (cluster_ext_id, container_ext_id) = container(central, cluster).await?;
     let mut subnet_ext_ids = Vec::new();
     for subnet in &cluster.subnets {
         let found = central.find_subnet(&subnet.subnet).await.map_err(|error| prism(&error))?;
         subnet_ext_ids.push((subnet.vlan, found.ok_or_else(|| missing("subnet", &subnet.subnet))?));
     }
     Ok(Placement { cluster_ext_id, container_ext_id, subnet_ext_ids })
+}
+
+fn missing(what: &str, name: &str) -> Refusal {
+    Refusal::new("PlacementNotFound", format!("Prism Central knows no {what} named {name}: check the NutanixCluster"))
+}
+
+/// Identifiers of the AHV cluster and of the storage container.
+async fn container(central: &PrismCentral, cluster: &NutanixClusterSpec) -> Result<(String, String), Refusal> {
+    let cluster_ext_id = central.find_cluster(&cluster.cluster_name).await.map_err(|error| prism(&error))?;
+    let cluster_ext_id = cluster_ext_id.ok_or_else(|| missing("cluster", &cluster.cluster_name))?;
+    let found = central.find_container(&cluster.storage_container, &cluster_ext_id).await;
+    let found = found.map_err(|error| prism(&error))?;
+    Ok((cluster_ext_id, found.ok_or_else(|| missing("storage container", &cluster.storage_container))?))
+}
+
+/// Whom the storage container lets in, if that matters: then the other migrations that rely on it are looked at, too.
+async fn whitelist(
+    context: &Context,
+    migration: &VmMigration,
+    status: &VmMigrationStatus,
+    setup: &Result<Setup, Refusal>,
+) -> Result<Fact<Whitelist>, Refusal> {
+    let access = status.target.as_ref().and_then(|target| target.access.as_ref());
+    let cluster = match setup {
+        Ok(setup) => setup.cluster.clone(),
+        Err(_) => setup::cluster(context, migration).await?.spec,
+    };
+    let address = match (access, setup) {
+        (Some(access), _) => Some(&access.address),
+        (None, Ok(setup)) => setup.host.storage_address.as_ref(),
+        (None, Err(_)) => None,
+    };
+    let Some(address) = address.filter(|_| cluster.whitelist != WhitelistPolicy::Ignore) else {
+        return Ok(Fact::NotAsked);
+    };
+    let central = central(context, &cluster).await?;
+    let container_ext_id = match access {
+        Some(access) => access.container_ext_id.clone(),
+        None => container(&central, &cluster).await?.1,
+    };
+    let found = central.get_container(&container_ext_id).await.map_err(|error| prism(&error))?;
+    let (found, etag) = found.ok_or_else(|| missing("storage container", &container_ext_id))?;
+    let entries = match found.inherits_whitelist {
+        true => central.cluster_whitelist(&found.cluster_ext_id).await.map_err(|error| prism(&error))?,
+        false => Some(found.whitelist),
+    };
+    let migrations = Api::<VmMigration>::all(context.client.clone()).list(&ListParams::default()).await;
+    let migrations = migrations.map_err(|error| {
+        Refusal::new("MigrationsUnreadable", format!("list VmMigrations of all namespaces: {error}"))
+    })?;
+    let others = migrations.iter().filter(|other| other.uid() != migration.uid()).filter_map(|other| {
+        let access = other.status.as_ref()?.target.as_ref()?.access.as_ref()?;
+        let same = access.address == *address && access.container_ext_id == container_ext_id;
+        same.then(|| OtherUse { added_by_drover: access.added_by_drover, ended: access.ended_at.is_some() })
+    });
+    let others = others.collect();
+    let (name, inherited) = (found.name, found.inherits_whitelist);
+    Ok(Fact::Known(Whitelist { container_ext_id, name, inherited, entries, etag, others }))
+}
+
+/// The start of the target's disks: by Prism Central or, if that does not offer it, by Prism Element.
+async fn canary(
+    context: &Context,
+    cluster: &NutanixClusterSpec,
+    vm: &str,
+    disks: &[&str],
+) -> Result<CanarySeen, Refusal> {
+    let central = central(context, cluster).await?;
+    let central_says = match central.disk_starts(vm, disks, MARKER_BYTES).await {
+        Ok(blocks) => return Ok(CanarySeen::Blocks(blocks)),
+        Err(error) if error.is_not_offered() => error,
+        Err(error) => return Err(prism(&error)),
+    };
+    match element(context, cluster).await?.disk_starts(vm, disks, MARKER_BYTES).await {
+        Ok(blocks) => Ok(CanarySeen::Blocks(blocks)),
+        Err(error) if error.is_not_offered() => Ok(CanarySeen::NotOffered(format!("{central_says}; {error}"))),
+        Err(error) => Err(prism(&error)),
+    }
+}
+
+async fn guest_tools(context: &Context, cluster: &NutanixClusterSpec, vm: &str) -> Result<GuestToolsSeen, Refusal> {
+    let central = central(context, cluster).await?;
+    let (tools, etag) = central.guest_tools(vm).await.map_err(|error| prism(&error))?;
+    Ok(GuestToolsSeen { is_installed: tools.is_installed, is_iso_inserted: tools.is_iso_inserted, etag })
 }
 
 /// The VMs that bear the target's name or, once it is pinned, that one by its identifier.

@@ -9,6 +9,17 @@ use base64::engine::general_purpose::STANDARD;
 use super::http::{Call, Server};
 use super::{PrismCentral, PrismElement, PrismError};
 
+/// The first bytes of each of a VM's disks, by the disk's identifier.
+type Starts = Vec<(String, Vec<u8>)>;
+
+async fn read_all(server: &Server, vm_uuid: &str, disks: &[&str], bytes: usize) -> Result<Starts, PrismError> {
+    let mut starts = Vec::new();
+    for disk in disks {
+        starts.push(((*disk).to_owned(), read(server, vm_uuid, disk, bytes).await?));
+    }
+    Ok(starts)
+}
+
 async fn read(server: &Server, vm_uuid: &str, device_uuid: &str, bytes: usize) -> Result<Vec<u8>, PrismError> {
     let path = format!("/api/nutanix/v3/vms/{vm_uuid}/vm_disk/{device_uuid}/data");
     let malformed = |why: String| PrismError::Malformed { tried: format!("GET {path}"), why };
@@ -21,15 +32,15 @@ async fn read(server: &Server, vm_uuid: &str, device_uuid: &str, bytes: usize) -
 }
 
 impl PrismCentral {
-    /// The first bytes of a VM's disk.
-    pub async fn disk_start(&self, vm_uuid: &str, device_uuid: &str, bytes: usize) -> Result<Vec<u8>, PrismError> {
-        read(&self.server, vm_uuid, device_uuid, bytes).await
+    /// The first bytes of each of a VM's disks.
+    pub async fn disk_starts(&self, vm_uuid: &str, disks: &[&str], bytes: usize) -> Result<Starts, PrismError> {
+        read_all(&self.server, vm_uuid, disks, bytes).await
     }
 }
 
 impl PrismElement {
-    /// The first bytes of a VM's disk.
-    pub async fn disk_start(&self, vm_uuid: &str, device_uuid: &str, bytes: usize) -> Result<Vec<u8>, PrismError> {
-        read(&self.server, vm_uuid, device_uuid, bytes).await
+    /// The first bytes of each of a VM's disks.
+    pub async fn disk_starts(&self, vm_uuid: &str, disks: &[&str], bytes: usize) -> Result<Starts, PrismError> {
+        read_all(&self.server, vm_uuid, disks, bytes).await
     }
 }

@@ -13,6 +13,8 @@ use super::PrismError;
 
 /// The SDKs' own default.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection that nobody uses is kept: an order over one that the server has closed would be lost.
+const KEPT_OPEN: Duration = Duration::from_secs(15);
 /// Tries of a call that is answered with "later".
 const TRIES: u32 = 4;
 /// The first pause between tries; each is about twice as long as the one before.
@@ -94,7 +96,8 @@ impl Server {
     pub fn new(access: &Access) -> Result<Self, PrismError> {
         let failed = |why: String| PrismError::Setup { tried: format!("connect to {}", access.url), why };
         let base = Url::parse(&access.url).map_err(|error| failed(error.to_string()))?;
-        let mut builder = Client::builder().timeout(TIMEOUT).connect_timeout(Duration::from_secs(10));
+        let builder = Client::builder().timeout(TIMEOUT).connect_timeout(Duration::from_secs(10));
+        let mut builder = builder.pool_idle_timeout(KEPT_OPEN);
         if let Some(pem) = &access.ca_pem {
             let certificates = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
                 .map_err(|error| failed(format!("ca.crt: {error}")))?;

@@ -27,6 +27,10 @@ pub enum Effect {
     PowerOffTarget { ext_id: String, order: TargetOrder },
     /// Change the target's description, and with it its ETag.
     DescribeTarget { ext_id: String, order: TargetOrder, description: String },
+    /// Put an address on a storage container's list, or take it off.
+    Whitelist { container_ext_id: String, address: String, wanted: bool, order: TargetOrder },
+    /// Mount Nutanix Guest Tools on the target, or install them.
+    GuestTools { ext_id: String, install: bool, order: TargetOrder },
 }
 
 impl Effect {
@@ -42,6 +46,8 @@ impl Effect {
         "ShutDownTarget",
         "PowerOffTarget",
         "DescribeTarget",
+        "Whitelist",
+        "GuestTools",
     ];
 
     /// Its kind, one of [`Self::NAMES`].
@@ -57,6 +63,8 @@ impl Effect {
             Effect::ShutDownTarget { .. } => "ShutDownTarget",
             Effect::PowerOffTarget { .. } => "PowerOffTarget",
             Effect::DescribeTarget { .. } => "DescribeTarget",
+            Effect::Whitelist { .. } => "Whitelist",
+            Effect::GuestTools { .. } => "GuestTools",
         }
     }
 }

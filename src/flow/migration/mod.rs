@@ -15,22 +15,31 @@ mod decide;
 mod effect;
 mod evidence;
 mod gate;
+mod guest_tools;
 mod ledger;
 mod permit;
+mod prepare;
 mod seen;
 mod step;
 mod target_order;
 mod undo;
 mod want;
 mod watch;
+mod whitelist;
 
 pub use decide::{Decision, Input, decide};
 pub use effect::Effect;
 pub use evidence::evidence;
+pub use guest_tools::is_needed as guest_tools_are_needed;
 pub use permit::PowerOnPermit;
-pub use seen::{Fact, Needs, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+pub use prepare::to_be_read as canary_to_be_read;
+pub use seen::{
+    CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Placement, Refusal, Seen, Setup, TargetVm, TargetVmDisk,
+    Whitelist, needs,
+};
 pub use step::Step;
 pub use want::wanted;
+pub use whitelist::is_needed as whitelist_is_needed;
 
 #[cfg(test)]
 mod tests;

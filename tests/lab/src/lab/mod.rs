@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use drover::api::{BlockCopy, VmMigration};
+use drover::api::{BlockCopy, NutanixCluster, VmMigration};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -128,6 +128,7 @@ impl Lab {
             hypervisor: hypervisor.clone(),
             log_path: dir.join("prism.log"),
         })?;
+        prism.set_whitelist(Some(&["127.0.0.0/8"]));
         say("git server, and a pipeline that runs terraform on push");
         let seed = pipeline::seed_files().into_iter().map(|(path, text)| (path.to_owned(), text.to_owned())).collect();
         let git = GitServer::start(
@@ -211,6 +212,13 @@ impl Lab {
             "spec": spec,
         });
         self.cluster.apply_yaml(&object.to_string()).await?;
+        Ok(())
+    }
+
+    /// Changes the spec of the `NutanixCluster`.
+    pub async fn patch_cluster(&self, spec: Value) -> Result<()> {
+        let clusters = Api::<NutanixCluster>::all(self.client.clone());
+        clusters.patch("ahv1", &PatchParams::default(), &Patch::Merge(serde_json::json!({ "spec": spec }))).await?;
         Ok(())
     }
 

@@ -31,6 +31,7 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> String {
             "spec": {
                 "nodeName": NODE,
                 "uri": lab.libvirt.uri(),
+                "storageAddress": "127.0.0.1",
                 "allowedNamespaces": [TEAM],
                 "runDirectory": run_directory,
                 "libvirtDirectory": lab.libvirt.socket_dir(),

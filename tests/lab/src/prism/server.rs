@@ -155,10 +155,14 @@ impl Gate {
 
 /// Lets through `v4.N` up to the newest minor that is served, and the paths that have no version.
 async fn served_version(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with("/api/nutanix/v3/") {
+        return next.run(request).await;
+    }
     if gate.store.switches.v4_is_gone() {
         return Refusal::Switched(StatusCode::NOT_FOUND, None).into_response();
     }
-    let version = request.uri().path().split('/').nth(3).unwrap_or_default();
+    let path = request.uri().path();
+    let version = path.split('/').nth(3).unwrap_or_default();
     let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
     let served = version == "unversioned" || minor.is_some_and(|minor| minor <= gate.store.switches.max_minor());
     if served { next.run(request).await } else { Refusal::NotFound(request.uri().path().to_owned()).into_response() }

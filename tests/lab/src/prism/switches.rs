@@ -1,12 +1,23 @@
 //! What a test can make the simulator do wrong, slowly or differently. All are off at the start and may be thrown at any time.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 
 /// Highest v4 minor that is served unless a test says otherwise: the newest that the Terraform provider 2.4.2 speaks.
 const DEFAULT_MAX_MINOR: u32 = 3;
+
+/// What v3 answers to whoever reads a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskData {
+    OfTheDisk,
+    /// Zeroes, as another disk would hold.
+    OfAnother,
+    /// This status, on both ports.
+    Refused(u16),
+}
 
 /// Faults and variants of one simulator.
 pub struct Switches {
@@ -22,6 +33,7 @@ pub struct Switches {
     hold_tasks: AtomicBool,
     element_gone: AtomicBool,
     v4_gone: AtomicBool,
+    disk_data: Mutex<DiskData>,
     reverse_disks: AtomicBool,
     max_minor: AtomicU32,
 }
@@ -41,6 +53,7 @@ impl Default for Switches {
             hold_tasks: AtomicBool::new(false),
             element_gone: AtomicBool::new(false),
             v4_gone: AtomicBool::new(false),
+            disk_data: Mutex::new(DiskData::OfTheDisk),
             reverse_disks: AtomicBool::new(false),
             max_minor: AtomicU32::new(DEFAULT_MAX_MINOR),
         }
@@ -104,6 +117,11 @@ impl Switches {
         self.v4_gone.store(gone, Ordering::SeqCst);
     }
 
+    /// What v3 answers to whoever reads a disk.
+    pub fn show_disks(&self, how: DiskData) {
+        *self.disk_data.lock().unwrap_or_else(PoisonError::into_inner) = how;
+    }
+
     /// While true, v4 lists a VM's disks backwards. The order is not specified, so readers must sort by bus and index; but the
     /// Terraform provider compares the list as it comes, so this is off unless a test asks for it.
     pub fn reverse_v4_disks(&self, reverse: bool) {
@@ -145,6 +163,10 @@ impl Switches {
 
     pub(super) fn v4_is_gone(&self) -> bool {
         self.v4_gone.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn disk_data(&self) -> DiskData {
+        *self.disk_data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn answer_delay(&self) -> Duration {
