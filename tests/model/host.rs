@@ -353,7 +353,10 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
     if glance != Glance::Clear {
         faults::spend(state)?;
     }
-    let wanted = version(model.orders.get(copy.spec).target_version.as_deref());
+    let order = model.orders.get(copy.spec);
+    // Afterwards nobody asks for it any more.
+    state.driver.marked &= order.want == Want::Canary;
+    let wanted = version(order.target_version.as_deref());
     if state.driver.compared_version != wanted {
         forget_comparison(state);
         state.driver.compared_version = wanted;

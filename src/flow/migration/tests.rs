@@ -147,8 +147,8 @@ impl World {
 
     /// The markers as the host side has written them.
     fn shown(&self) -> CanarySeen {
-        let (Some(copy), Some(target)) = (&self.copy, &self.status.target) else { panic!("nothing is written yet") };
-        let nonce = copy.spec.canary.as_deref().expect("the order names it");
+        let target = self.status.target.as_ref().expect("pinned");
+        let nonce = target.canary.as_ref().expect("ordered").nonce.as_str();
         let block = |disk: &TargetDisk| (disk.ext_id.clone(), marker("uid-1", &disk.device, nonce).to_vec());
         CanarySeen::Blocks(target.disks.iter().map(block).collect())
     }
@@ -1243,13 +1243,13 @@ fn whole_way(approved: bool, whose: Whose, jumps: &[(usize, i64)]) -> World {
             Whose::Both => world.now = world.now.checked_add(jump.seconds()).expect("in range"),
         }
         match turn {
-            14 if approved => world.approve(),
+            18 if approved => world.approve(),
             30 => world.spec.rollback = Some(true),
             _ => {}
         }
         world.turn();
         let untouched = world.source_runs && world.power_ons.is_empty();
-        assert!(approved && turn >= 14 || untouched, "{whose:?} {jumps:?}: turn {turn}");
+        assert!(approved && turn >= 18 || untouched, "{whose:?} {jumps:?}: turn {turn}");
     }
     assert!(world.source_runs && !world.target_runs(), "{whose:?} {jumps:?}: {:?}", world.status.waiting_for);
     assert_eq!(world.waits_for(), "RolledBack", "{whose:?} {jumps:?}");

@@ -114,15 +114,14 @@ fn no_marker_is_written_to_a_target_that_runs() {
     while world.status.target.is_none() {
         world.turn();
     }
-    world.target.as_mut().expect("created").on = Tri::Yes;
-    for _ in 0..10 {
-        world.turn();
-        assert_ne!(ordered(&world), Want::Canary);
-    }
-    assert_eq!(world.waits_for(), "TargetRunning");
-    world.target.as_mut().expect("created").on = Tri::No;
-    world.turns(20);
-    assert_eq!(world.waits_for(), "Approval");
+    assert_eq!(ordered(&world), Want::Canary);
+    let mut seen = world.seen();
+    let Fact::Known(vms) = &mut seen.target else { panic!("it was asked for") };
+    vms[0].on = Tri::Yes;
+    let decision = world.decide(&seen);
+    assert_eq!(decision.status.waiting_for.map(|waiting| waiting.reason).as_deref(), Some("TargetRunning"));
+    let takes_back = |effect: &Effect| matches!(effect, Effect::OrderCopy(spec) if spec.want == Want::Inspect);
+    assert!(decision.effects.iter().any(takes_back), "{:?}", decision.effects);
 }
 
 #[test]

@@ -313,8 +313,10 @@ fn update_nic(store: &Store, uuid: &str, nic: Nic) -> Result<(), String> {
     check_subnets(store, std::slice::from_ref(&nic))?;
     let mut state = store.state();
     let vm = state.vm_mut(uuid)?;
-    let known = vm.nics.iter_mut().find(|known| known.uuid == nic.uuid);
-    *known.ok_or_else(|| format!("NIC {} is gone", nic.uuid))? = nic;
+    let Some(known) = vm.nics.iter_mut().find(|known| known.uuid == nic.uuid) else {
+        return Err(format!("NIC {} is gone", nic.uuid));
+    };
+    *known = nic;
     vm.touch();
     Ok(())
 }
