@@ -17,6 +17,9 @@ fn listed(policy: WhitelistPolicy, entries: &[&str]) -> World {
     world
 }
 
+/// What Prism shows, by disk.
+type Blocks = Vec<(String, Vec<u8>)>;
+
 fn canary(world: &World) -> Option<&CanaryStatus> {
     world.status.target.as_ref()?.canary.as_ref()
 }
@@ -52,14 +55,14 @@ fn nothing_is_copied_before_prism_has_shown_every_marker() {
 
 #[test]
 fn a_file_that_is_not_the_disk_is_refused_until_it_is() {
-    let swapped = |blocks: &mut Vec<(String, Vec<u8>)>| {
+    let swapped = |blocks: &mut Blocks| {
         let first = blocks[0].1.clone();
         blocks[0].1 = blocks[1].1.clone();
         blocks[1].1 = first;
     };
-    let spoils: [fn(&mut Vec<(String, Vec<u8>)>); 3] =
+    let spoils: [fn(&mut Blocks); 3] =
         [|blocks| blocks[1].1.fill(0), |blocks| blocks[0].1[511] ^= 1, |blocks| drop(blocks.pop())];
-    for spoil in spoils.into_iter().chain([swapped as fn(&mut Vec<(String, Vec<u8>)>)]) {
+    for spoil in spoils.into_iter().chain([swapped as fn(&mut Blocks)]) {
         for policy in [CanaryPolicy::Require, CanaryPolicy::IfPossible] {
             let mut world = World::new();
             world.setup.cluster.canary = policy;
