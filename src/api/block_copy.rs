@@ -52,10 +52,14 @@ pub struct BlockCopySpec {
     pub run_directory: String,
     /// What is wanted.
     pub want: Want,
-    /// Where each disk goes; needed from `Mirror` on.
+    /// Where each disk goes; needed from `Canary` on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub disks: Vec<DiskCopy>,
+    /// Under `Canary`: what tells its markers from any written before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub canary: Option<String>,
     /// Version of the target VM (its ETag) as it was seen last, for `Mirror` and `Quiesce`. What was verified under another one proves
     /// nothing: the target may have run meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,6 +101,8 @@ pub struct Claim {
 pub enum Want {
     /// Find the machine, claim it, report what it is. Nothing is changed but the claim.
     Inspect,
+    /// Write a marker to the first 512 bytes of each target, to which nothing was ever copied.
+    Canary,
     /// Mirror its disks to their targets and keep them in step.
     Mirror,
     /// Shut the source down, prove it off, drain, prove source and target equal. Once the guest is off, nothing starts it but `Release`.

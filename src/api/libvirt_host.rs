@@ -21,6 +21,11 @@ pub struct LibvirtHostSpec {
     /// The cluster node that is this hypervisor: host-side jobs are pinned to it.
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
+    /// IP address of the hypervisor as the storage sees it: what a storage container's list has to let in. Absent = the list is not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 45))]
+    #[x_kube(validation = ("isIP(self)", "storageAddress must be an IP address"))]
+    pub storage_address: Option<String>,
     /// libvirt connection URI as seen on that node.
     #[serde(default = "default_uri")]
     #[schemars(length(min = 1, max = 1024))]

@@ -1,6 +1,7 @@
 //! `NutanixCluster`: where machines are moved to.
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::common::{Category, SecretRef};
@@ -19,6 +20,10 @@ use super::common::{Category, SecretRef};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "!has(self.guestTools) || self.guestTools != 'Install' || has(self.guestToolsCredentials)",
+    "guestTools: Install needs guestToolsCredentials: the guest's account to install them with"
+))]
 pub struct NutanixClusterSpec {
     /// Prism Central: the v4 API.
     pub prism_central: PrismEndpoint,
@@ -46,10 +51,57 @@ pub struct NutanixClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
     pub project: Option<String>,
+    /// What is done about the list of addresses that the storage container lets in over NFS.
+    #[serde(default)]
+    pub whitelist: WhitelistPolicy,
+    /// Whether a marker that the host side writes to each target disk has to be seen through Prism before anything is copied.
+    #[serde(default)]
+    pub canary: CanaryPolicy,
+    /// What is done about Nutanix Guest Tools once the target's guest was heard.
+    #[serde(default)]
+    pub guest_tools: GuestToolsPolicy,
+    /// Secret in the operator's namespace with `username` and `password` of an account of the guests that may install software.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_tools_credentials: Option<SecretRef>,
     /// Namespaces whose migrations may use this cluster. Empty = none: naming them is the opt-in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
     pub allowed_namespaces: Vec<String>,
+}
+
+/// What is done about a storage container's list of addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WhitelistPolicy {
+    /// It is not looked at.
+    Ignore,
+    /// A migration through a host whose `storageAddress` is not on it is refused before anything is written.
+    #[default]
+    Check,
+    /// The address is added to the container's own list, and taken off again when no migration needs it any more.
+    Manage,
+}
+
+/// How much a marker that is read back through Prism matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CanaryPolicy {
+    /// Nothing is copied before Prism has shown it.
+    Require,
+    /// A Prism that does not offer to read disks is put up with, and that is recorded. One that shows something else never is.
+    #[default]
+    IfPossible,
+    /// No marker is written.
+    Skip,
+}
+
+/// What is done about guest tools. That they could not be had never holds a migration up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GuestToolsPolicy {
+    #[default]
+    None,
+    /// Their CD-ROM is put into the target's drive.
+    Mount,
+    /// They are installed with `guestToolsCredentials`. The guest is not restarted for it.
+    Install,
 }
 
 /// One Prism API server.
@@ -59,7 +111,8 @@ pub struct PrismEndpoint {
     /// Base URL, e.g. `https://prism.example.com:9440`.
     #[schemars(length(min = 9, max = 1024), regex(pattern = r"^https://[^/]+$"))]
     pub url: String,
-    /// Secret in the operator's namespace with `username` and `password`, and `ca.crt` unless the certificate is publicly trusted.
+    /// Secret in the operator's namespace with `username` and `password`, or `apiKey` instead of both; and `ca.crt` unless the
+    /// certificate is publicly trusted.
     pub credentials: SecretRef,
 }
 

@@ -246,6 +246,9 @@ pub struct VmMigrationStatus {
     /// The target as it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<TargetStatus>,
+    /// Nutanix Guest Tools on the target, if the `NutanixCluster` wants them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_tools: Option<GuestToolsStatus>,
     /// Copying, disk by disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
@@ -397,6 +400,78 @@ pub struct TargetStatus {
     pub disks: Vec<TargetDisk>,
     /// Part of the ledger: the VM appeared after this migration had pushed its definition, and was empty and off when it was first seen.
     pub created_by_us: bool,
+    /// The storage container's list of addresses, and this migration's part in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<StorageAccess>,
+    /// Whether the files that are written to were seen to be this VM's disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
+}
+
+/// What the storage container lets in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageAccess {
+    /// The hypervisor, as the storage sees it.
+    #[schemars(length(max = 45))]
+    pub address: String,
+    /// Prism's identifier of the storage container.
+    #[schemars(length(max = 36))]
+    pub container_ext_id: String,
+    /// What was found: that the address is on the list that counts, or why nobody can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub found: Option<String>,
+    /// Drover has put it there, for this migration or for another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub added_by_drover: bool,
+    /// The order that puts it there, or takes it off again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<TargetOrder>,
+    /// This migration needs it no longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
+}
+
+/// The markers that the host side writes over NFS and Prism shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStatus {
+    /// What tells these markers from any written before.
+    #[schemars(length(max = 36))]
+    pub nonce: String,
+    /// The host side has written all of them and has read them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<Time>,
+    /// Prism has shown the same bytes on every disk of this VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<Time>,
+    /// Why Prism was not asked for them to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub not_confirmed: Option<String>,
+}
+
+/// Nutanix Guest Tools on the target. Nothing waits for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestToolsStatus {
+    /// How often they were ordered.
+    #[schemars(range(max = 1000))]
+    pub tries: u32,
+    /// The order that is being carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<TargetOrder>,
+    /// Prism shows them as mounted, or installed, as wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done_at: Option<Time>,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// It is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_at: Option<Time>,
 }
 
 /// A disk of the target VM.
@@ -520,6 +595,8 @@ pub enum SideEffectKind {
     TargetVm,
     /// A sentence in the target's description.
     TargetDescription,
+    /// The hypervisor's address on the storage container's list.
+    WhitelistEntry,
 }
 
 /// What becomes of something that was changed.

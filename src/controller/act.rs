@@ -10,7 +10,7 @@ use super::context::{Context, Error};
 use super::{application, observe, setup};
 use crate::api::block_copy::BlockCopySpec;
 use crate::api::vm_migration::{PlanStatus, TargetOrder};
-use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, VmMigration};
+use crate::api::{BlockCopy, MIGRATION_FINALIZER, MIGRATION_LABEL, NutanixClusterSpec, VmMigration};
 use crate::edge::prism::{PrismCentral, PrismError, TaskState};
 use crate::edge::{fail_point, git};
 use crate::flow::migration::{Effect, Fact, PowerOnPermit, Refusal, Seen};
@@ -33,23 +33,37 @@ pub async fn act(context: &Context, migration: &VmMigration, seen: &Seen, effect
             Effect::Plan { round } => ("have Terraform plan", plan(context, migration, seen, round).await),
             Effect::Apply { handle } => ("apply Terraform's plan", apply(context, migration, seen, &handle).await),
             Effect::PowerOn { permit, ext_id, order } => {
-                ("power the target on", power_on(context, seen, permit, &ext_id, &order).await)
+                ("power the target on", power_on(context, migration, seen, permit, &ext_id, &order).await)
             }
             Effect::ShutDownTarget { ext_id, order } => {
-                let ordered =
-                    async |prism: PrismCentral| prism.shut_down(&ext_id, &order.etag, &order.request_id).await;
-                ("ask the target's guest to power off", order_target(context, seen, ordered).await)
+                let ordered = async {
+                    let prism = prism(context, migration, seen).await?;
+                    carried_out(&prism, prism.shut_down(&ext_id, &order.etag, &order.request_id).await).await
+                };
+                ("ask the target's guest to power off", ordered.await)
             }
             Effect::PowerOffTarget { ext_id, order } => {
-                let ordered =
-                    async |prism: PrismCentral| prism.power_off(&ext_id, &order.etag, &order.request_id).await;
-                ("power the target off", order_target(context, seen, ordered).await)
+                let ordered = async {
+                    let prism = prism(context, migration, seen).await?;
+                    carried_out(&prism, prism.power_off(&ext_id, &order.etag, &order.request_id).await).await
+                };
+                ("power the target off", ordered.await)
             }
             Effect::DescribeTarget { ext_id, order, description } => {
-                let ordered = async |prism: PrismCentral| {
-                    prism.describe(&ext_id, &description, &order.etag, &order.request_id).await
+                let ordered = async {
+                    let prism = prism(context, migration, seen).await?;
+                    let task = prism.describe(&ext_id, &description, &order.etag, &order.request_id).await;
+                    carried_out(&prism, task).await
                 };
-                ("change the target's description", order_target(context, seen, ordered).await)
+                ("change the target's description", ordered.await)
+            }
+            Effect::Whitelist { container_ext_id, address, wanted, order } => {
+                let ordered = whitelist(context, migration, seen, &container_ext_id, &address, wanted, &order);
+                ("change the storage container's list", ordered.await)
+            }
+            Effect::GuestTools { ext_id, install, order } => {
+                let ordered = guest_tools(context, migration, seen, &ext_id, install, &order);
+                ("order the guest tools", ordered.await)
             }
         };
         result.map_err(|source| Error::Act { effect: name, source })?;
@@ -213,25 +227,68 @@ async fn apply(context: &Context, migration: &VmMigration, seen: &Seen, handle: 
 
 async fn power_on(
     context: &Context,
+    migration: &VmMigration,
     seen: &Seen,
     _proven: PowerOnPermit,
     ext_id: &str,
     order: &TargetOrder,
 ) -> Result<(), Failure> {
-    let ordered = async |prism: PrismCentral| prism.power_on(ext_id, &order.etag, &order.request_id).await;
-    order_target(context, seen, ordered).await
+    let prism = prism(context, migration, seen).await?;
+    carried_out(&prism, prism.power_on(ext_id, &order.etag, &order.request_id).await).await
 }
 
-/// Sends an order about the target, and tells at once if its task has failed. One that is not carried out yet is seen in a later turn.
-async fn order_target(
+async fn whitelist(
     context: &Context,
+    migration: &VmMigration,
     seen: &Seen,
-    order: impl AsyncFnOnce(PrismCentral) -> Result<String, PrismError>,
+    container_ext_id: &str,
+    address: &str,
+    wanted: bool,
+    order: &TargetOrder,
 ) -> Result<(), Failure> {
-    let setup = seen.setup.as_ref().map_err(refused)?;
-    let central = observe::central(context, &setup.cluster).await.map_err(|refusal| refused(&refusal))?;
-    let task = order(central.clone()).await?;
-    match central.task(&task).await? {
+    let address = address.parse()?;
+    let prism = prism(context, migration, seen).await?;
+    let task = prism.set_whitelisted(container_ext_id, address, wanted, &order.etag, &order.request_id).await;
+    carried_out(&prism, task).await
+}
+
+async fn guest_tools(
+    context: &Context,
+    migration: &VmMigration,
+    seen: &Seen,
+    ext_id: &str,
+    install: bool,
+    order: &TargetOrder,
+) -> Result<(), Failure> {
+    let TargetOrder { request_id, etag, .. } = order;
+    let prism = prism(context, migration, seen).await?;
+    if !install {
+        return carried_out(&prism, prism.mount_guest_tools(ext_id, etag, request_id).await).await;
+    }
+    let secret = cluster(context, migration, seen).await?.guest_tools_credentials;
+    let secret = secret.ok_or("the NutanixCluster names no guestToolsCredentials")?;
+    let secret = context.secret(&context.namespace, &secret.name).await.map_err(|refusal| refused(&refusal))?;
+    let value = |key: &str| secret.require(key).map_err(|refusal| refused(&refusal));
+    let (username, password) = (value("username")?, value("password")?);
+    carried_out(&prism, prism.install_guest_tools(ext_id, &username, &password, etag, request_id).await).await
+}
+
+/// What was changed at a cluster can be put back though the team's other objects are gone.
+async fn cluster(context: &Context, migration: &VmMigration, seen: &Seen) -> Result<NutanixClusterSpec, Failure> {
+    match &seen.setup {
+        Ok(setup) => Ok(setup.cluster.clone()),
+        Err(_) => Ok(setup::cluster(context, migration).await.map_err(|refusal| refused(&refusal))?.spec),
+    }
+}
+
+async fn prism(context: &Context, migration: &VmMigration, seen: &Seen) -> Result<PrismCentral, Failure> {
+    let cluster = cluster(context, migration, seen).await?;
+    observe::central(context, &cluster).await.map_err(|refusal| refused(&refusal))
+}
+
+/// Tells at once if the task of an order has failed. One that is not carried out yet is seen in a later turn.
+async fn carried_out(prism: &PrismCentral, task: Result<String, PrismError>) -> Result<(), Failure> {
+    match prism.task(&task?).await? {
         TaskState::Failed { message } => Err(format!("Prism did not carry it out: {message}").into()),
         TaskState::Open | TaskState::Succeeded => Ok(()),
     }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client};
 
 use super::MAX_BACKOFF;
+use crate::edge::prism::{Access, PrismCentral, PrismElement, PrismError};
 use crate::flow::migration::{Refusal, TargetVm};
 use crate::plan::court::Verdict;
 use crate::render::job::JobSettings;
@@ -60,6 +61,36 @@ pub struct Context {
     verdicts: Mutex<HashMap<String, (Instant, Verdict)>>,
     /// Review branches that were in order and not merged, and where each is merged.
     reviews: Mutex<HashMap<String, (Instant, Option<String>)>>,
+    pub centrals: Clients<PrismCentral>,
+    pub elements: Clients<PrismElement>,
+}
+
+/// Clients by server and Secret. One that is kept keeps its connections and what it knows of the server, and bounds the calls of all turns.
+pub struct Clients<T>(Mutex<HashMap<(String, String), (Access, T)>>);
+
+impl<T: Clone> Clients<T> {
+    /// The client for this access; a new one if the Secret says something else than before.
+    pub fn get(
+        &self,
+        secret: &str,
+        access: Access,
+        new: impl FnOnce(&Access) -> Result<T, PrismError>,
+    ) -> Result<T, PrismError> {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (access.url.clone(), secret.to_owned());
+        if let Some((_, client)) = clients.get(&key).filter(|(known, _)| *known == access) {
+            return Ok(client.clone());
+        }
+        let client = new(&access)?;
+        clients.insert(key, (access, client.clone()));
+        Ok(client)
+    }
+}
+
+impl<T> Default for Clients<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
 /// How long an answer of Prism is kept, for decisions that can do with an old one: hundreds of machines may be in step for days.
@@ -94,6 +125,8 @@ impl Context {
             commits: Mutex::default(),
             verdicts: Mutex::default(),
             reviews: Mutex::default(),
+            centrals: Clients::default(),
+            elements: Clients::default(),
         })
     }
 

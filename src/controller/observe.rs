@@ -2,18 +2,23 @@
 
 use std::time::Duration;
 
+use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
 use super::context::{Context, SecretText};
 use super::{application, setup};
 use crate::api::common::{Category, Tri};
-use crate::api::nutanix_cluster::{PrismEndpoint, SubnetByVlan};
+use crate::api::nutanix_cluster::{GuestToolsPolicy, PrismEndpoint, SubnetByVlan, WhitelistPolicy};
 use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::PlanStatus;
 use crate::api::{BlockCopy, NutanixClusterSpec, VmMigration, VmMigrationStatus};
-use crate::edge::git::{self, Access, Publication, ReviewBranch};
-use crate::edge::prism::{ElementDisk, PowerState, PrismCentral, PrismElement, PrismError, Vm};
-use crate::flow::migration::{Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use crate::edge::git::{self, Publication, ReviewBranch};
+use crate::edge::prism::{Access, Credentials, ElementDisk, PowerState, PrismCentral, PrismElement, PrismError, Vm};
+use crate::flow::canary::MARKER_BYTES;
+use crate::flow::migration::{
+    CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Refusal, Seen, Setup, TargetVm, TargetVmDisk, Whitelist,
+    canary_to_be_read, guest_tools_are_needed, needs, whitelist_is_needed,
+};
 use crate::plan::{self, Choices, Named, Placement, PlannedCategory};
 use crate::render;
 
@@ -34,9 +39,16 @@ pub async fn observe(context: &Context, migration: &VmMigration) -> Seen {
         review_url: context.review_url(&migration.uid().unwrap_or_default()),
         application: Fact::NotAsked,
         target: Fact::NotAsked,
+        whitelist: Fact::NotAsked,
+        canary: Fact::NotAsked,
+        guest_tools: Fact::NotAsked,
     };
     if let Ok(setup) = seen.setup.clone() {
         outside(context, migration, &status, &setup, &mut seen).await;
+    }
+    let ending = migration.metadata.deletion_timestamp.is_some() || migration.spec.finalize == Some(true);
+    if whitelist_is_needed(&status, ending) {
+        seen.whitelist = whitelist(context, migration, &status, &seen.setup).await.unwrap_or_else(Fact::Unknown);
     }
     // Last: Prism may take long to answer, and the host side reports every few seconds.
     let copies: Api<BlockCopy> = Api::namespaced(context.client.clone(), &context.namespace);
@@ -60,7 +72,7 @@ async fn outside(
         let central = central(context, &setup.cluster).await;
         if needs.placement {
             let choices = plan::choices(&setup.cluster, &migration.spec.overrides);
-            seen.placement = fact(placement(&central, &setup.cluster, &choices).await);
+            seen.placement = fact(placement(context, &central, &setup.cluster, &choices).await);
         }
         let uid = migration.uid().unwrap_or_default();
         let remembered = context.recent_target(&uid, Duration::from_secs(needs.target_may_be_seconds_old));
@@ -77,6 +89,13 @@ async fn outside(
                 vms
             }
         };
+    }
+    if let Some((vm, disks)) = canary_to_be_read(status) {
+        seen.canary = fact(canary(context, &setup.cluster, vm, &disks).await);
+    }
+    let wants_tools = setup.cluster.guest_tools != GuestToolsPolicy::None;
+    if let (true, Some(target)) = (wants_tools && guest_tools_are_needed(&migration.spec, status), &status.target) {
+        seen.guest_tools = fact(guest_tools(context, &setup.cluster, &target.ext_id).await);
     }
     if let (true, Some(plan)) = (needs.published, &status.plan) {
         let uid = migration.uid().unwrap_or_default();
@@ -106,21 +125,26 @@ fn fact<T>(result: Result<T, Refusal>) -> Fact<T> {
 
 /// A client for Prism Central, with the credentials as they are now.
 pub async fn central(context: &Context, cluster: &NutanixClusterSpec) -> Result<PrismCentral, Refusal> {
-    let (username, password, ca) = prism_credentials(context, &cluster.prism_central).await?;
-    PrismCentral::new(&cluster.prism_central.url, &username, &password, ca.as_deref()).map_err(|error| prism(&error))
+    let endpoint = &cluster.prism_central;
+    let access = access(context, endpoint).await?;
+    let client = context.centrals.get(&endpoint.credentials.name, access, PrismCentral::new);
+    client.map_err(|error| prism(&error))
 }
 
 async fn element(context: &Context, cluster: &NutanixClusterSpec) -> Result<PrismElement, Refusal> {
-    let (username, password, ca) = prism_credentials(context, &cluster.prism_element).await?;
-    PrismElement::new(&cluster.prism_element.url, &username, &password, ca.as_deref()).map_err(|error| prism(&error))
+    let endpoint = &cluster.prism_element;
+    let access = access(context, endpoint).await?;
+    let client = context.elements.get(&endpoint.credentials.name, access, PrismElement::new);
+    client.map_err(|error| prism(&error))
 }
 
-async fn prism_credentials(
-    context: &Context,
-    endpoint: &PrismEndpoint,
-) -> Result<(String, String, Option<String>), Refusal> {
+async fn access(context: &Context, endpoint: &PrismEndpoint) -> Result<Access, Refusal> {
     let secret: SecretText = context.secret(&context.namespace, &endpoint.credentials.name).await?;
-    Ok((secret.require("username")?, secret.require("password")?, secret.get("ca.crt")))
+    let credentials = match secret.get("apiKey") {
+        Some(key) => Credentials::ApiKey(key),
+        None => Credentials::Password { username: secret.require("username")?, password: secret.require("password")? },
+    };
+    Ok(Access { url: endpoint.url.clone(), credentials, ca_pem: secret.get("ca.crt") })
 }
 
 fn prism(error: &PrismError) -> Refusal {
@@ -129,11 +153,23 @@ fn prism(error: &PrismError) -> Refusal {
 
 /// What the plan will refer to in Prism, by its identifiers.
 async fn placement(
+    context: &Context,
     central: &Result<PrismCentral, Refusal>,
     cluster: &NutanixClusterSpec,
     choices: &Choices,
 ) -> Result<Placement, Refusal> {
     let central = central.as_ref().map_err(Clone::clone)?;
+    // Before anything is created that could never be copied to.
+    let on_element = element(context, cluster).await?.storage_containers().await.map_err(|error| prism(&error))?;
+    if !on_element.contains(&cluster.storage_container) {
+        return Err(Refusal::new(
+            "PlacementNotFound",
+            format!(
+                "Prism Element at {} knows no storage container named {}: check spec.prismElement and spec.storageContainer of the NutanixCluster",
+                cluster.prism_element.url, cluster.storage_container
+            ),
+        ));
+    }
     let found = |what: &str, name: &str, ext_id: Result<Option<String>, PrismError>| {
         let ext_id = ext_id.map_err(|error| prism(&error))?;
         let missing = format!("Prism Central knows no {what} named {name}: create it, or change what names it");
@@ -155,6 +191,90 @@ async fn placement(
         categories.push(PlannedCategory { category: category.clone(), ext_id: named.ext_id });
     }
     Ok(Placement { cluster: placed, container, subnets, categories })
+}
+
+fn missing(what: &str, name: &str) -> Refusal {
+    Refusal::new("PlacementNotFound", format!("Prism Central knows no {what} named {name}: check the NutanixCluster"))
+}
+
+/// Identifiers of the AHV cluster and of the storage container.
+async fn container(central: &PrismCentral, cluster: &NutanixClusterSpec) -> Result<(String, String), Refusal> {
+    let cluster_ext_id = central.find_cluster(&cluster.cluster_name).await.map_err(|error| prism(&error))?;
+    let cluster_ext_id = cluster_ext_id.ok_or_else(|| missing("cluster", &cluster.cluster_name))?;
+    let found = central.find_container(&cluster.storage_container, &cluster_ext_id).await;
+    let found = found.map_err(|error| prism(&error))?;
+    Ok((cluster_ext_id, found.ok_or_else(|| missing("storage container", &cluster.storage_container))?))
+}
+
+/// Whom the storage container lets in, if that matters: then the other migrations that rely on it are looked at, too.
+async fn whitelist(
+    context: &Context,
+    migration: &VmMigration,
+    status: &VmMigrationStatus,
+    setup: &Result<Setup, Refusal>,
+) -> Result<Fact<Whitelist>, Refusal> {
+    let access = status.target.as_ref().and_then(|target| target.access.as_ref());
+    let cluster = match setup {
+        Ok(setup) => setup.cluster.clone(),
+        Err(_) => setup::cluster(context, migration).await?.spec,
+    };
+    let address = match (access, setup) {
+        (Some(access), _) => Some(&access.address),
+        (None, Ok(setup)) => setup.host.storage_address.as_ref(),
+        (None, Err(_)) => None,
+    };
+    let Some(address) = address.filter(|_| cluster.whitelist != WhitelistPolicy::Ignore) else {
+        return Ok(Fact::NotAsked);
+    };
+    let central = central(context, &cluster).await?;
+    let container_ext_id = match access {
+        Some(access) => access.container_ext_id.clone(),
+        None => container(&central, &cluster).await?.1,
+    };
+    let found = central.get_container(&container_ext_id).await.map_err(|error| prism(&error))?;
+    let (found, etag) = found.ok_or_else(|| missing("storage container", &container_ext_id))?;
+    let entries = match found.inherits_whitelist {
+        true => central.cluster_whitelist(&found.cluster_ext_id).await.map_err(|error| prism(&error))?,
+        false => Some(found.whitelist),
+    };
+    let migrations = Api::<VmMigration>::all(context.client.clone()).list(&ListParams::default()).await;
+    let migrations = migrations.map_err(|error| {
+        Refusal::new("MigrationsUnreadable", format!("list VmMigrations of all namespaces: {error}"))
+    })?;
+    let others = migrations.iter().filter(|other| other.uid() != migration.uid()).filter_map(|other| {
+        let access = other.status.as_ref()?.target.as_ref()?.access.as_ref()?;
+        let same = access.address == *address && access.container_ext_id == container_ext_id;
+        same.then(|| OtherUse { added_by_drover: access.added_by_drover, ended: access.ended_at.is_some() })
+    });
+    let others = others.collect();
+    let (name, inherited) = (found.name, found.inherits_whitelist);
+    Ok(Fact::Known(Whitelist { container_ext_id, name, inherited, entries, etag, others }))
+}
+
+/// The start of the target's disks: by Prism Central or, if that does not offer it, by Prism Element.
+async fn canary(
+    context: &Context,
+    cluster: &NutanixClusterSpec,
+    vm: &str,
+    disks: &[&str],
+) -> Result<CanarySeen, Refusal> {
+    let central = central(context, cluster).await?;
+    let central_says = match central.disk_starts(vm, disks, MARKER_BYTES).await {
+        Ok(blocks) => return Ok(CanarySeen::Blocks(blocks)),
+        Err(error) if error.is_not_offered() => error,
+        Err(error) => return Err(prism(&error)),
+    };
+    match element(context, cluster).await?.disk_starts(vm, disks, MARKER_BYTES).await {
+        Ok(blocks) => Ok(CanarySeen::Blocks(blocks)),
+        Err(error) if error.is_not_offered() => Ok(CanarySeen::NotOffered(format!("{central_says}; {error}"))),
+        Err(error) => Err(prism(&error)),
+    }
+}
+
+async fn guest_tools(context: &Context, cluster: &NutanixClusterSpec, vm: &str) -> Result<GuestToolsSeen, Refusal> {
+    let central = central(context, cluster).await?;
+    let (tools, etag) = central.guest_tools(vm).await.map_err(|error| prism(&error))?;
+    Ok(GuestToolsSeen { is_installed: tools.is_installed, is_iso_inserted: tools.is_iso_inserted, etag })
 }
 
 /// The VMs that bear the target's name or, once it is pinned, that one by its identifier.
@@ -248,10 +368,10 @@ pub async fn publication(
     let namespace = migration.namespace().unwrap_or_default();
     let repository = &setup.repository;
     let mut access = match &repository.credentials {
-        None => Access::default(),
+        None => git::Access::default(),
         Some(reference) => {
             let secret = context.secret(&namespace, &reference.name).await?;
-            Access::from_keys(|key| secret.get(key)).map_err(|missing| secret.lacks(missing))?
+            git::Access::from_keys(|key| secret.get(key)).map_err(|missing| secret.lacks(missing))?
         }
     };
     access.add_known_hosts(repository.known_hosts.as_deref());

@@ -12,13 +12,10 @@ pub async fn resolve(context: &Context, migration: &VmMigration) -> Result<Setup
     let namespace = migration.namespace().unwrap_or_default();
     let client = &context.client;
     let host = host(context, migration).await?;
-    let clusters = list::<NutanixCluster>(Api::all(client.clone()), "NutanixCluster").await?;
+    let cluster = cluster(context, migration).await?;
     let repositories =
         list::<TerraformRepository>(Api::namespaced(client.clone(), &namespace), "TerraformRepository").await?;
     let spec = &migration.spec;
-    let cluster = choose("NutanixCluster", "targetRef", spec.target_ref.as_ref(), clusters, |cluster| {
-        cluster.spec.allowed_namespaces.contains(&namespace)
-    })?;
     let repository =
         choose("TerraformRepository", "terraformRef", spec.terraform_ref.as_ref(), repositories, |_| true)?;
     Ok(Setup {
@@ -39,6 +36,15 @@ pub async fn host(context: &Context, migration: &VmMigration) -> Result<LibvirtH
     let found_on = found_on.map(|source| NameRef { name: source.host.clone() });
     choose("LibvirtHost", "sourceRef", found_on.as_ref().or(migration.spec.source_ref.as_ref()), hosts, |host| {
         host.spec.allowed_namespaces.contains(&namespace)
+    })
+}
+
+/// Resolves the cluster alone: what was changed there can be put back though the team's other objects are gone.
+pub async fn cluster(context: &Context, migration: &VmMigration) -> Result<NutanixCluster, Refusal> {
+    let namespace = migration.namespace().unwrap_or_default();
+    let clusters = list::<NutanixCluster>(Api::all(context.client.clone()), "NutanixCluster").await?;
+    choose("NutanixCluster", "targetRef", migration.spec.target_ref.as_ref(), clusters, |cluster| {
+        cluster.spec.allowed_namespaces.contains(&namespace)
     })
 }
 

@@ -1,5 +1,6 @@
 //! PURE: what was seen, what to do next. No clock, no client, no await.
 
+pub mod canary;
 pub mod copy;
 pub mod doctor;
 pub mod migration;

@@ -13,10 +13,10 @@ use serde_json::json;
 use crate::{MIB, PATIENCE, guest, in_sync, lab, migrated, power_on_orders, restarts};
 
 /// What the controller dies before and after, in the order in which it comes to it.
-const UP_TO_APPROVAL: &[&str] = &["AddFinalizer", "OrderCopy", "EnsureJob", "Publish", "Plan", "Apply"];
-const CUTOVER: &[&str] = &["OrderCopy", "PowerOn"];
+const UP_TO_APPROVAL: &[&str] = &["AddFinalizer", "OrderCopy", "EnsureJob", "Publish", "Plan", "Apply", "Whitelist"];
+const CUTOVER: &[&str] = &["OrderCopy", "PowerOn", "GuestTools"];
 const ROLLBACK: &[&str] = &["ShutDownTarget", "PowerOffTarget", "DescribeTarget", "OrderCopy"];
-const DELETION: &[&str] = &["DeleteCopy", "RemoveFinalizer"];
+const DELETION: &[&str] = &["Whitelist", "DeleteCopy", "RemoveFinalizer"];
 
 /// Has the controller die once before and once after each of these effects, and its record.
 fn arm(directory: &Path, effects: &[&str]) {
@@ -56,6 +56,8 @@ async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     let source = guest(&lab, GuestSpec { disks: vec![64 * MIB], ..GuestSpec::default() });
     let watch = Watch::start(&lab).unwrap();
     watch.add("web01");
+    lab.prism.set_whitelist(Some(&["198.51.100.0/24"]));
+    lab.patch_cluster(json!({"whitelist": "Manage", "guestTools": "Mount"})).await.unwrap();
     arm(points.path(), UP_TO_APPROVAL);
     let spec = json!({"hostname": "web01", "cutover": {"shutdown": {"timeoutSeconds": 20}}});
     lab.create("web01", spec).await.unwrap();
@@ -64,6 +66,7 @@ async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     in_sync(&lab, "web01").await;
     died_at_all(points.path()).await;
     assert_eq!(restarts(&lab, "web01").await, 0);
+    assert_eq!(lab.prism.whitelist().unwrap(), ["198.51.100.0/24", "127.0.0.1/32"]);
 
     watch.set_target("web01", &lab.prism.vm_by_name("web01").unwrap().uuid);
     watch.may_be_off("web01", true);
@@ -74,6 +77,8 @@ async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     migrated(&lab, "web01", &source).await;
     died_at_all(points.path()).await;
     assert_eq!(power_on_orders(&lab), 1);
+    let target = lab.prism.vm_by_name("web01").unwrap();
+    assert_eq!(lab.prism.guest_tools(&target.uuid).unwrap()["isIsoInserted"], true);
     assert_eq!(source.console().text().matches("SHUTDOWN asked").count(), 1);
 
     arm(points.path(), ROLLBACK);
@@ -88,6 +93,7 @@ async fn a_controller_that_dies_at_every_step_migrates_once_and_rolls_back() {
     lab.delete("web01").await.unwrap();
     died_at_all(points.path()).await;
     assert_eq!(lab.leftovers_on_host(&source, false).unwrap(), [""; 0]);
+    assert_eq!(lab.prism.whitelist().unwrap(), ["198.51.100.0/24"]);
     let seen = watch.take("web01");
     assert_eq!((seen.double_runs, seen.early_stops), (0, 0), "{seen:?}");
 }

@@ -13,6 +13,7 @@ use crate::host::{FAST, Host, LIMIT, SLOW, until};
 use crate::migration::{Migration, assert_not_held_up};
 
 /// In each of them the driver also dies when it writes claim and report.
+const CANARY: &[&str] = &["WriteCanary"];
 const COPYING: &[&str] = &["WriteMark", "OpenExport", "StartMirror", "SetSpeed", "Verify"];
 const CUTOVER: &[&str] = &["WriteMark", "SetAutostart", "RunInGuest", "Shutdown", "CloseExport", "EndRelay", "Compare"];
 const GIVING_BACK: &[&str] = &["SetAutostart", "WriteMark", "Start", "RemoveMark", "DeleteClaim"];
@@ -22,7 +23,7 @@ const FORCED_OFF: &[&str] = &["PowerOff"];
 
 #[test]
 fn every_effect_is_among_those_that_the_driver_dies_at() {
-    let all = [COPYING, CUTOVER, GIVING_BACK, GIVING_UP, FORCED_OFF].concat();
+    let all = [CANARY, COPYING, CUTOVER, GIVING_BACK, GIVING_UP, FORCED_OFF].concat();
     let missing: Vec<_> = Effect::NAMES.iter().filter(|name| !all.contains(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
@@ -74,6 +75,8 @@ fn a_driver_that_dies_at_every_step_moves_the_guest_and_gives_it_back() {
     let guest = host.guest(&GuestSpec { agent: true, deaf: true, ..one_disk() });
     let (definition, qemu) = (host.definition(&guest), host.qemu(&guest));
     let mut migration = Migration::of(&host, &guest);
+    migration.order.canary = Some("deaths".into());
+    dying(&mut migration, Want::Canary, CANARY, |status| status.reached == Some(Want::Canary));
     host.line.set_rate(SLOW / 4);
     let last_of_copying = migration.fail_points().join("SetSpeed.after");
     let status = dying(&mut migration, Want::Mirror, COPYING, |status| {

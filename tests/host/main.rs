@@ -4,6 +4,7 @@
 #![cfg(feature = "host")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on is to panic, in its helpers too")]
 
+mod canary;
 mod clock;
 mod deaths;
 mod faults;

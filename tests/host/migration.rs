@@ -65,6 +65,7 @@ impl Migration {
             run_directory: host.dir().join("run").display().to_string(),
             want: Want::Inspect,
             disks: copies.collect(),
+            canary: None,
             target_version: None,
             limits: CopyLimits {
                 max_guest_stall_millis: MAX_GUEST_STALL_MILLIS,

@@ -6,8 +6,10 @@ use drover::api::block_copy::{BlockCopySpec, Want};
 use drover::api::common::Tri;
 use drover::api::vm_migration::{CutoverStatus, TargetOrder};
 use drover::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+use drover::flow::canary::{MARKER_BYTES, marker};
 use drover::flow::migration::{
-    Decision, Effect, Fact, Input, Refusal, Seen, Setup, TargetVm, TargetVmDisk, decide as decide_migration, needs,
+    CanarySeen, Decision, Effect, Fact, Input, Refusal, Seen, Setup, TargetVm, TargetVmDisk, canary_to_be_read,
+    decide as decide_migration, needs,
 };
 use drover::plan::{Named, Placement};
 
@@ -17,7 +19,7 @@ use crate::intern::now;
 use crate::planted;
 use crate::prism::{self, On, Sent, Task, Vm};
 use crate::user::Wish;
-use crate::world::{BlockCopyStored, Model, State, Stop, broken, only_if};
+use crate::world::{BlockCopyStored, Canary, Model, State, Stop, broken, only_if};
 
 pub const UID: &str = "uid-1";
 
@@ -71,6 +73,7 @@ pub struct Question {
     copy: Option<BlockCopyStored>,
     published: bool,
     target: Option<Vm>,
+    foreign: bool,
     busy: bool,
     look: Look,
 }
@@ -172,7 +175,25 @@ fn seen(model: &Model, question: &Question, spec: &VmMigrationSpec, status: &VmM
             false => Fact::NotAsked,
         },
         target: prism(needs.target).map_or_else(|fact| fact, Fact::Known),
+        whitelist: Fact::NotAsked,
+        canary: match (canary_to_be_read(status), question.look) {
+            (None, _) => Fact::NotAsked,
+            (Some(_), Look::PrismSilent) => Fact::Unknown(silent()),
+            (Some(_), _) => Fact::Known(canary(model, question.foreign, status)),
+        },
+        guest_tools: Fact::NotAsked,
     }
+}
+
+/// What Prism shows at the start of the disk that it takes for the target's.
+fn canary(model: &Model, foreign: bool, status: &VmMigrationStatus) -> CanarySeen {
+    if model.bounds.canary == Canary::NotOffered {
+        return CanarySeen::NotOffered("404".into());
+    }
+    let canary = status.target.as_ref().and_then(|target| target.canary.as_ref());
+    let nonce = canary.map_or("", |canary| canary.nonce.as_str());
+    let block = if foreign { vec![0; MARKER_BYTES] } else { marker(UID, "vda", nonce).to_vec() };
+    CanarySeen::Blocks(vec![("device-0".into(), block)])
 }
 
 /// Calls the real decision; `planted` may spoil what it sees.
@@ -235,6 +256,8 @@ impl Model {
             Effect::DeleteCopy => Errand::DeleteCopy,
             Effect::Publish(_) => Errand::Publish,
             Effect::Plan { .. } | Effect::Apply { .. } => unreachable!("nobody follows the pipeline in the model"),
+            // The set-up of the model asks for neither.
+            Effect::Whitelist { .. } | Effect::GuestTools { .. } => return None,
             Effect::PowerOn { permit: _, ext_id: _, order } => {
                 Errand::Target(self.sent(&order), Task::PowerOn { excused: false })
             }
@@ -264,6 +287,7 @@ impl Model {
             copy: state.copy,
             published: state.prism.published,
             target: state.prism.exists.then_some(if old { state.prism.before } else { state.prism.vm }),
+            foreign: state.prism.foreign,
             busy: !state.prism.tasks.is_empty(),
             look,
         }

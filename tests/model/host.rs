@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use drover::api::block_copy::{Claim, Want};
+use drover::api::block_copy::{BlockCopySpec, Claim, Want};
 use drover::api::machine::{Board, Cpu, Disk as MachineDisk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use drover::flow::copy::{
-    BlockSeen, ComparisonProgress, ComparisonSeen, DomainSeen, Effect, ExportSeen, Fact, Found, Holder, JobSeen,
-    MIN_LIBVIRT, Mark, Memory, MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen, Proviso, RelaySeen, Seen,
-    ShutdownBy, Version, decide as decide_copy,
+    BlockSeen, CanaryProgress, CanarySeen, ComparisonProgress, ComparisonSeen, DomainSeen, Effect, ExportSeen, Fact,
+    Found, Holder, JobSeen, MIN_LIBVIRT, Mark, Memory, MemoryChange, MirrorSeen, Power, ProcessId, ProcessesSeen,
+    Proviso, RelaySeen, Seen, ShutdownBy, Version, decide as decide_copy,
 };
 
 use crate::faults;
@@ -33,6 +33,8 @@ pub struct Driver {
     pub compared_version: Option<u8>,
     /// Under what it found the disks equal, all but what the write counters will tell.
     pub verified: Option<Counted>,
+    /// It has written the marker.
+    pub marked: bool,
     /// How often something may have passed the mirror by.
     pub interruptions: u8,
     pub held: Option<Held>,
@@ -71,6 +73,7 @@ pub struct Held {
 pub enum Errand {
     Mark(Option<MarkStored>),
     Autostart(bool),
+    WriteCanary,
     OpenExport,
     CloseExport { discard: bool },
     StartMirror,
@@ -109,6 +112,7 @@ pub struct Question {
     late: bool,
     saw_event: bool,
     compared: Option<Compared>,
+    marked: bool,
     interruptions: u8,
     glance: Glance,
 }
@@ -203,7 +207,7 @@ fn domain(question: &Question) -> DomainSeen {
     }
 }
 
-fn seen(question: &Question, memory: Option<Memory>) -> Seen {
+fn seen(question: &Question, order: &BlockCopySpec, memory: Option<Memory>) -> Seen {
     let unknown = || "no answer".to_owned();
     let (source, relay) = (&question.source, &question.relay);
     let export = relay.export.map(|export| ExportSeen {
@@ -259,6 +263,12 @@ fn seen(question: &Question, memory: Option<Memory>) -> Seen {
         },
         command: None,
         verifications: BTreeMap::new(),
+        canaries: order
+            .canary
+            .iter()
+            .filter(|_| question.marked)
+            .map(|nonce| (DEVICE.to_owned(), CanarySeen { nonce: nonce.clone(), progress: CanaryProgress::Written }))
+            .collect(),
         comparisons: comparison.map(|comparison| (DEVICE.to_owned(), comparison)).into_iter().collect(),
         trouble: None,
     }
@@ -285,6 +295,7 @@ fn errand(effect: Effect) -> Option<Errand> {
         }
         Effect::RemoveMark => Errand::Mark(None),
         Effect::SetAutostart(autostart) => Errand::Autostart(autostart),
+        Effect::WriteCanary { .. } => Errand::WriteCanary,
         Effect::OpenExport { .. } => Errand::OpenExport,
         Effect::CloseExport { discard, .. } => Errand::CloseExport { discard },
         Effect::StartMirror { .. } => Errand::StartMirror,
@@ -315,7 +326,7 @@ impl Model {
         if order.want != Want::Quiesce {
             asked.compared = None;
         }
-        let mut seen = seen(&asked, memory);
+        let mut seen = seen(&asked, &order, memory);
         let mut status = before;
         planted::spoil_host(self.bug, &order, &mut status, &mut seen);
         let decision = decide_copy(&order, &status, &seen, &now());
@@ -342,7 +353,10 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
     if glance != Glance::Clear {
         faults::spend(state)?;
     }
-    let wanted = version(model.orders.get(copy.spec).target_version.as_deref());
+    let order = model.orders.get(copy.spec);
+    // Afterwards nobody asks for it any more.
+    state.driver.marked &= order.want == Want::Canary;
+    let wanted = version(order.target_version.as_deref());
     if state.driver.compared_version != wanted {
         forget_comparison(state);
         state.driver.compared_version = wanted;
@@ -355,6 +369,7 @@ pub fn decide(model: &mut Model, state: &mut State, glance: Glance) -> Result<()
         late: state.disk.late,
         saw_event: state.driver.saw_event,
         compared: state.driver.compared,
+        marked: state.driver.marked,
         interruptions: state.driver.interruptions,
         glance,
     });
@@ -415,6 +430,12 @@ fn carry_out(state: &mut State, errand: Errand) -> Result<bool, Stop> {
     match errand {
         Errand::Mark(mark) => state.source.mark = mark,
         Errand::Autostart(autostart) => state.source.autostart = autostart,
+        Errand::WriteCanary => {
+            if state.source.mirror != Mirror::None || state.prism.vm.on == On::ByUs {
+                return Err(broken("I2", "a marker was written to a disk that is copied to, or runs"));
+            }
+            state.driver.marked = true;
+        }
         Errand::OpenExport => {
             if !state.relay.up {
                 return Ok(false);
@@ -440,6 +461,9 @@ fn carry_out(state: &mut State, errand: Errand) -> Result<bool, Stop> {
             }
             if state.prism.vm.on == On::ByUs {
                 return Err(broken("I1", "a mirror onto the disks of the running target was started"));
+            }
+            if state.prism.foreign {
+                return Err(broken("I2", "a file that is not the target's disk is mirrored to"));
             }
             state.source.mirror = Mirror::Copying;
         }

@@ -48,7 +48,7 @@ impl Canonical for VmMigrationStatus {
         self.copied = None;
         self.downtime = None;
         self.disks.clear();
-        self.steps.retain(|step| step.name == "Retire" && step.finished_at.is_some());
+        self.steps.retain(|step| matches!(step.name.as_str(), "Prepare" | "Retire") && step.finished_at.is_some());
         for step in &mut self.steps {
             step.started_at = constant.clone();
             step.finished_at = Some(constant.clone());
@@ -58,6 +58,10 @@ impl Canonical for VmMigrationStatus {
         }
         if let Some(terraform) = &mut self.terraform {
             terraform.pushed_at = constant.clone();
+        }
+        if let Some(canary) = self.target.as_mut().and_then(|target| target.canary.as_mut()) {
+            canary.written_at = canary.written_at.take().map(|_| constant.clone());
+            canary.confirmed_at = canary.confirmed_at.take().map(|_| constant.clone());
         }
         if let Some(approval) = &mut self.approval {
             approval.at = constant.clone();

@@ -18,7 +18,7 @@ mod world;
 
 use explorer::{Report, Violation, explore};
 use planted::Bug;
-use world::{Bounds, Model, Start, TWO_AGES};
+use world::{Bounds, Canary, Model, Start, TWO_AGES};
 
 /// Enough for every planted mistake.
 const SMALL: Bounds = Bounds {
@@ -31,6 +31,7 @@ const SMALL: Bounds = Bounds {
     target_orders: 8,
     changes: 16,
     gives_up: false,
+    canary: Canary::Shown,
 };
 
 fn print(name: &str, report: &Report) {
@@ -64,6 +65,9 @@ fn the_invariants_hold_with_two_events_from_everywhere() {
         holds(Bounds { start, events: 2, ..SMALL }, 300_000);
     }
     holds(Bounds { start: Start::Approved, events: 1, gives_up: true, ..SMALL }, 300_000);
+    for canary in [Canary::Differs, Canary::NotOffered] {
+        holds(Bounds { start: Start::Created, events: 1, canary, ..SMALL }, 300_000);
+    }
 }
 
 #[test]
@@ -75,7 +79,8 @@ fn the_invariants_hold_with_three_events_from_everywhere() {
 }
 
 fn is_found(bug: Bug, start: Start, events: u8, invariants: &[&str]) {
-    let bounds = Bounds { start, events, ..SMALL };
+    let canary = if bug == Bug::IgnoreCanary { Canary::Differs } else { Canary::Shown };
+    let bounds = Bounds { start, events, canary, ..SMALL };
     let Err(violation) = explore(&mut Model::new(bounds, Some(bug)), 3_000_000) else {
         panic!("{bug:?} is not found");
     };
@@ -97,4 +102,5 @@ fn planted_mistakes_are_found() {
     is_found(Bug::IgnoreOpenTasks, Start::Approved, 1, &["I1"]);
     is_found(Bug::NoFence, Start::Approved, 2, &["I1"]);
     is_found(Bug::IgnoreEpoch, Start::Approved, 2, &["I1", "I2"]);
+    is_found(Bug::IgnoreCanary, Start::Created, 0, &["I2"]);
 }

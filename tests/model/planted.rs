@@ -4,7 +4,7 @@ use drover::api::block_copy::{BlockCopySpec, BlockCopyStatus, HowOff, QuiesceSta
 use drover::api::common::{MicroTime, Tri};
 use drover::api::{VmMigrationSpec, VmMigrationStatus};
 use drover::flow::copy::{self, Found, Power};
-use drover::flow::migration::{Fact, Seen};
+use drover::flow::migration::{CanarySeen, Fact, Seen};
 
 use crate::intern::now;
 
@@ -33,6 +33,8 @@ pub enum Bug {
     RepairBesideRelay,
     /// Whoever runs the target is not looked at before the source is given back.
     IgnoreTarget,
+    /// A marker that Prism does not show counts as shown.
+    IgnoreCanary,
 }
 
 /// Spoils what the controller sees.
@@ -65,6 +67,11 @@ pub fn spoil_controller(bug: Option<Bug>, spec: &mut VmMigrationSpec, status: &m
         Some(Bug::IgnoreTarget) if status.cutover.as_ref().is_some_and(|cutover| cutover.power_on.is_none()) => {
             if let Fact::Known(vms) = &mut seen.target {
                 vms.iter_mut().for_each(|vm| vm.on = Tri::No);
+            }
+        }
+        Some(Bug::IgnoreCanary) => {
+            if let Fact::Known(canary) = &mut seen.canary {
+                *canary = CanarySeen::NotOffered("spoilt".into());
             }
         }
         Some(
@@ -133,7 +140,8 @@ pub fn spoil_host(bug: Option<Bug>, order: &BlockCopySpec, status: &mut BlockCop
             | Bug::NoFence
             | Bug::IgnoreOpenTasks
             | Bug::RepairBesideRelay
-            | Bug::IgnoreTarget,
+            | Bug::IgnoreTarget
+            | Bug::IgnoreCanary,
         )
         | None => {}
     }

@@ -17,6 +17,8 @@ pub struct Prism {
     pub requests: Vec<u16>,
     /// Different orders that were recorded.
     pub orders: u8,
+    /// The file that the target's disk is thought to be is another one.
+    pub foreign: bool,
 }
 
 /// The target as Prism shows it.

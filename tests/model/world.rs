@@ -35,6 +35,16 @@ pub struct Bounds {
     pub changes: u8,
     /// The policy forbids to write anew what differs.
     pub gives_up: bool,
+    pub canary: Canary,
+}
+
+/// What Prism shows of a marker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    Shown,
+    /// Something else: the file is not the target's disk.
+    Differs,
+    NotOffered,
 }
 
 /// Where the exploration begins.
@@ -379,7 +389,7 @@ impl Model {
                 mirror: Mirror::None,
             },
             disk: Disk { equal: false, spoilt: false, late: false, hidden: false },
-            prism: Prism::default(),
+            prism: Prism { foreign: self.bounds.canary == Canary::Differs, ..Prism::default() },
             ghost: Ghost {
                 approved: false,
                 owed: true,

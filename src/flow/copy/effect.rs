@@ -35,7 +35,13 @@ pub enum Effect {
     WriteMark(Mark),
     RemoveMark,
     SetAutostart(bool),
-    /// Open an export in the relay. `fresh`: nothing was ever written to the target, so zeroes need not be.
+    /// Write the marker of a target, in the background.
+    WriteCanary {
+        disk: DiskCopy,
+        migration_uid: String,
+        nonce: String,
+    },
+    /// Open an export in the relay. `fresh`: nothing was ever written to the target but a marker, so zeroes need not be.
     OpenExport {
         disk: DiskCopy,
         fresh: bool,
@@ -109,6 +115,7 @@ impl Effect {
         "WriteMark",
         "RemoveMark",
         "SetAutostart",
+        "WriteCanary",
         "OpenExport",
         "CloseExport",
         "StartMirror",
@@ -130,6 +137,7 @@ impl Effect {
             Effect::WriteMark(_) => "WriteMark",
             Effect::RemoveMark => "RemoveMark",
             Effect::SetAutostart(_) => "SetAutostart",
+            Effect::WriteCanary { .. } => "WriteCanary",
             Effect::OpenExport { .. } => "OpenExport",
             Effect::CloseExport { .. } => "CloseExport",
             Effect::StartMirror { .. } => "StartMirror",

@@ -65,7 +65,11 @@ fn attempt(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory) {
 }
 
 /// Whether the domain is still what the order was made for, and can be moved at all.
-fn check_source(turn: &Turn<'_>, domain: &DomainSeen, memory: &Memory) -> Result<(), (&'static str, String)> {
+pub(super) fn check_source(
+    turn: &Turn<'_>,
+    domain: &DomainSeen,
+    memory: &Memory,
+) -> Result<(), (&'static str, String)> {
     let machine = domain.machine.as_ref().map_err(|why| ("UnsupportedMachine", why.clone()))?;
     let unsupported = |what: String| Err(("UnsupportedMachine", what));
     if !machine.persistent {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Inspect   find, claim, report
+//!   Canary    write a marker to each target                                                            ([`canary`])
 //!   Mirror    open exports -> start mirrors -> follow; any break voids the whole attempt and it starts again   ([`mirror`])
 //!   Quiesce   in sync -> mark -> shut down -> off, twice -> drained -> writers gone -> equal          ([`quiesce`], [`prove`])
 //!   KeepOff   the target runs: write nothing, start nothing, marked as migrated                                ([`release`])
@@ -12,6 +13,7 @@
 //!
 //! [`decide`] is total and pure. What is unknown leads to waiting and a named problem: never to a shutdown, a start or a proof.
 
+mod canary;
 mod effect;
 mod memory;
 mod mirror;
@@ -215,7 +217,9 @@ fn without_claim_on_migrated(turn: &mut Turn<'_>, ours: bool) {
     match turn.order.want {
         Want::Inspect | Want::Release => turn.status.reached = Some(turn.order.want),
         Want::KeepOff | Want::Retire if ours => turn.status.reached = Some(turn.order.want),
-        Want::KeepOff | Want::Retire | Want::Mirror | Want::Quiesce | Want::Undo => already_migrated(turn),
+        Want::Canary | Want::KeepOff | Want::Retire | Want::Mirror | Want::Quiesce | Want::Undo => {
+            already_migrated(turn)
+        }
     }
 }
 
@@ -244,11 +248,12 @@ fn work(turn: &mut Turn<'_>, domain: &DomainSeen, memory: &mut Memory, migrated:
     }
     match turn.order.want {
         // The target may be running, and the source is behind it or ahead of it.
-        Want::Inspect | Want::Mirror if memory.shut_down => {
+        Want::Inspect | Want::Canary | Want::Mirror if memory.shut_down => {
             mirror::report(turn, domain, memory);
             cutover_unresolved(turn, domain);
         }
         Want::Inspect => inspect(turn, domain, memory),
+        Want::Canary => canary::canary(turn, domain, memory),
         Want::Mirror => {
             quiesce::restore(turn, domain, memory);
             mirror::mirror(turn, domain, memory);

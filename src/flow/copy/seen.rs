@@ -33,6 +33,8 @@ pub struct Seen {
     pub command: Option<CommandSeen>,
     /// Comparisons that this driver started, by device.
     pub comparisons: BTreeMap<String, ComparisonSeen>,
+    /// Markers that this driver writes or has written, by device.
+    pub canaries: BTreeMap<String, CanarySeen>,
     /// What went wrong when the last turn's effects were carried out.
     pub trouble: Option<String>,
 }
@@ -249,5 +251,21 @@ pub enum ComparisonProgress {
         first_difference_offset: u64,
     },
     /// It could not be carried out.
+    Failed(String),
+}
+
+/// The marker of one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanarySeen {
+    pub nonce: String,
+    pub progress: CanaryProgress,
+}
+
+/// How far its writing is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CanaryProgress {
+    Writing,
+    /// It is on stable storage, and was read back over another connection.
+    Written,
     Failed(String),
 }

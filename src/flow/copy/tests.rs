@@ -76,6 +76,7 @@ fn order(want: Want, epoch: u64) -> BlockCopySpec {
         run_directory: "/run/drover".into(),
         want,
         disks: DEVICES.iter().map(disk).collect(),
+        canary: (want == Want::Canary).then(|| "n1".into()),
         target_version: None,
         limits: CopyLimits::default(),
         shutdown: ShutdownPolicy { timeout_seconds: 120, ..ShutdownPolicy::default() },
@@ -101,6 +102,9 @@ struct Host {
     verifications: BTreeMap<String, VerificationSeen>,
     comparisons: BTreeMap<String, ComparisonSeen>,
     command: Option<CommandSeen>,
+    canaries: BTreeMap<String, CanarySeen>,
+    /// What becomes of a marker that is written.
+    canary: CanaryProgress,
     seconds: i64,
     done: Vec<Effect>,
     /// The guest obeys the power button.
@@ -145,6 +149,8 @@ impl Host {
             verifications: BTreeMap::new(),
             comparisons: BTreeMap::new(),
             command: None,
+            canaries: BTreeMap::new(),
+            canary: CanaryProgress::Written,
             seconds: 1_000_000,
             done: vec![],
             obeys: true,
@@ -176,6 +182,7 @@ impl Host {
             verifications: self.verifications.clone(),
             command: self.command.clone(),
             comparisons: self.comparisons.clone(),
+            canaries: self.canaries.clone(),
             trouble: self.trouble.take(),
         }
     }
@@ -270,6 +277,11 @@ impl Host {
             Effect::WriteMark(mark) => self.domain.mark = Some(mark),
             Effect::RemoveMark => self.domain.mark = None,
             Effect::SetAutostart(autostart) => self.domain.autostart = autostart,
+            Effect::WriteCanary { disk, nonce, .. } => {
+                assert!(self.domain.mirrors.is_empty(), "a marker was written beside a mirror");
+                let progress = self.canary.clone();
+                self.canaries.insert(disk.device, CanarySeen { nonce, progress });
+            }
             Effect::OpenExport { disk, .. } => {
                 let export = ExportSeen { size_bytes: disk.size_bytes, ..ExportSeen::default() };
                 self.relay.as_mut().unwrap().exports.insert(disk.device, export);
@@ -460,6 +472,59 @@ fn the_target_is_dirty_before_the_first_byte_and_fresh_only_once() {
     let opens = host.done.iter().filter(|effect| matches!(effect, Effect::OpenExport { .. }));
     assert_eq!(opens.count(), 4);
     assert!(host.done.iter().all(|effect| !matches!(effect, Effect::OpenExport { fresh: true, .. })));
+}
+
+#[test]
+fn markers_are_written_once_to_each_target_and_leave_it_fresh() {
+    let mut host = Host::new(Want::Canary);
+    host.canary = CanaryProgress::Writing;
+    host.turns(5);
+    assert_eq!((host.status.reached, host.reason()), (None, ""));
+    let writes = |host: &Host| host.done.iter().filter(|effect| matches!(effect, Effect::WriteCanary { .. })).count();
+    assert_eq!(writes(&host), 2);
+    for canary in host.canaries.values_mut() {
+        canary.progress = CanaryProgress::Written;
+    }
+    host.turns(3);
+    assert_eq!((host.status.reached, writes(&host)), (Some(Want::Canary), 2));
+    // A new driver does not know what is written, and writes it again.
+    host.canaries.clear();
+    host.canary = CanaryProgress::Failed("ENOSPC".into());
+    host.turns(2);
+    assert_eq!((host.status.reached, host.reason()), (None, "TargetRefused"));
+    host.canary = CanaryProgress::Written;
+    host.turns(2);
+    assert_eq!(host.status.reached, Some(Want::Canary));
+    let other = BlockCopySpec { canary: Some("n2".into()), ..host.order.clone() };
+    host.order = other;
+    assert_eq!(host.decide(|_| {}).status.reached, None, "a marker of another time is none");
+    host.want(Want::Mirror);
+    host.turns(2);
+    assert!(host.done.iter().any(|effect| matches!(effect, Effect::OpenExport { fresh: true, .. })));
+}
+
+#[test]
+fn a_marker_is_never_written_over_a_copy() {
+    let spoils: [fn(&mut Host); 4] = [
+        |_| {},
+        |host| host.memory.as_mut().unwrap().dirtied.clear(),
+        |host| host.status.disks.iter_mut().for_each(|disk| disk.dirtied = false),
+        |host| host.end_mirrors(),
+    ];
+    for spoil in spoils {
+        let mut host = Host::in_sync();
+        spoil(&mut host);
+        host.want(Want::Canary);
+        host.done.clear();
+        host.turns(3);
+        assert_eq!((host.status.reached, host.reason()), (None, "TargetInUse"));
+        assert!(host.canaries.is_empty(), "{:?}", host.done);
+    }
+    let mut host = Host::quiesced();
+    host.want(Want::Canary);
+    host.turns(3);
+    assert_eq!(host.reason(), "CutoverUnresolved");
+    assert!(host.canaries.is_empty());
 }
 
 #[test]

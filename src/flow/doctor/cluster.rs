@@ -163,8 +163,8 @@ fn give_the_machine_back(copy: &BlockCopy) -> String {
     let end = match copy.spec.want {
         Want::Undo => Want::Undo,
         Want::KeepOff | Want::Retire => Want::Retire,
-        Want::Inspect | Want::Mirror | Want::Quiesce | Want::Release if migrated => Want::Retire,
-        Want::Inspect | Want::Mirror | Want::Quiesce | Want::Release => Want::Release,
+        Want::Inspect | Want::Canary | Want::Mirror | Want::Quiesce | Want::Release if migrated => Want::Retire,
+        Want::Inspect | Want::Canary | Want::Mirror | Want::Quiesce | Want::Release => Want::Release,
     };
     let remove =
         format!("{}, and kubectl -n {namespace} delete blockcopy {name}", patch(r#"{"metadata":{"finalizers":null}}"#));

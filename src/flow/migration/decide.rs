@@ -11,6 +11,7 @@ use super::seen::{Fact, Refusal, Seen};
 use super::step::{self, Progress, Step};
 use super::undo;
 use super::want::wanted;
+use super::whitelist;
 use crate::api::block_copy::{BlockCopySpec, Claim, Want};
 use crate::api::common::Time;
 use crate::api::vm_migration::{OnDifference, OnSourceStarted, Waiting};
@@ -144,6 +145,8 @@ fn begin_attempt(input: &Input<'_>, draft: &mut Draft) {
                 step::keep_cutover(status, cutover.clone());
             }
             status.cutover = None;
+            // What was installed on the target is copied over.
+            status.guest_tools = None;
             status.steps.retain(|step| !matches!(step.name.as_str(), "Mirror" | "Approve" | "Quiesce" | "Prove"));
             status.attempt = Some(wanted);
         }
@@ -178,8 +181,11 @@ fn let_go(input: &Input<'_>, draft: &mut Draft) -> Progress {
             Progress::Done
         }
         Fact::Known(Some(copy)) if reached(copy, want) || nothing_to_release(input, copy) => {
-            draft.effects.extend([Effect::DeleteCopy, Effect::RemoveFinalizer]);
-            Progress::Done
+            let put_back = whitelist::put_back(input, draft);
+            if put_back == Progress::Done {
+                draft.effects.extend([Effect::DeleteCopy, Effect::RemoveFinalizer]);
+            }
+            put_back
         }
         // Without its BlockCopy a source that was found still bears a claim, and may be off.
         Fact::Known(copy) => {
@@ -256,6 +262,10 @@ fn order_spec(input: &Input<'_>, draft: &Draft, want: Want, copy: Option<&BlockC
         run_directory: setup.host.run_directory.clone(),
         want,
         disks: step::disk_copies(setup, &draft.status),
+        canary: draft.status.target.as_ref().filter(|_| want == Want::Canary).and_then(|target| {
+            let canary = target.canary.as_ref()?;
+            Some(canary.nonce.clone())
+        }),
         target_version: target_version(input, want, copy),
         limits: setup.host.limits.clone(),
         shutdown: draft.status.plan.as_ref().map_or(&input.spec.cutover.shutdown, |plan| &plan.shutdown).clone(),
@@ -274,7 +284,7 @@ fn target_version(input: &Input<'_>, want: Want, copy: Option<&BlockCopy>) -> Op
     match want {
         Want::Quiesce if copy.is_some_and(under_way) => before(),
         Want::Mirror | Want::Quiesce => step::pinned_target(input).map(|vm| vm.etag.clone()).or_else(before),
-        Want::Inspect | Want::KeepOff | Want::Release | Want::Undo | Want::Retire => None,
+        Want::Inspect | Want::Canary | Want::KeepOff | Want::Release | Want::Undo | Want::Retire => None,
     }
 }
 

@@ -31,6 +31,10 @@ pub enum Effect {
     PowerOffTarget { ext_id: String, order: TargetOrder },
     /// Change the target's description, and with it its ETag.
     DescribeTarget { ext_id: String, order: TargetOrder, description: String },
+    /// Put an address on a storage container's list, or take it off.
+    Whitelist { container_ext_id: String, address: String, wanted: bool, order: TargetOrder },
+    /// Mount Nutanix Guest Tools on the target, or install them.
+    GuestTools { ext_id: String, install: bool, order: TargetOrder },
 }
 
 impl Effect {
@@ -48,6 +52,8 @@ impl Effect {
         "ShutDownTarget",
         "PowerOffTarget",
         "DescribeTarget",
+        "Whitelist",
+        "GuestTools",
     ];
 
     /// Its kind, one of [`Self::NAMES`].
@@ -65,6 +71,8 @@ impl Effect {
             Effect::ShutDownTarget { .. } => "ShutDownTarget",
             Effect::PowerOffTarget { .. } => "PowerOffTarget",
             Effect::DescribeTarget { .. } => "DescribeTarget",
+            Effect::Whitelist { .. } => "Whitelist",
+            Effect::GuestTools { .. } => "GuestTools",
         }
     }
 }

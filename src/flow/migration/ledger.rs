@@ -31,6 +31,7 @@ pub fn ledger(input: &Input<'_>, draft: &Draft) -> Vec<SideEffect> {
         view.terraform_file(),
         view.target_vm(),
         view.target_description(),
+        view.whitelist_entry(),
     ];
     entries.into_iter().flatten().collect()
 }
@@ -234,6 +235,17 @@ impl<'a> View<'a> {
         let undo = past.filter_map(|cutover| cutover.undo.as_ref()).find(|undo| undo.fence.is_some())?;
         let state = format!("says that it was undone at order {}", undo.epoch);
         Some(entry(SideEffectKind::TargetDescription, self.target_place()?, &state, End::Kept))
+    }
+
+    fn whitelist_entry(&self) -> Option<SideEffect> {
+        let access = self.draft.status.target.as_ref()?.access.as_ref().filter(|access| access.added_by_drover)?;
+        let state = match (&access.found, &access.ended_at) {
+            (_, Some(_)) => "being taken off",
+            (Some(_), None) => "added",
+            (None, None) => "being added",
+        };
+        let place = format!("{} on storage container {}", access.address, access.container_ext_id);
+        Some(entry(SideEffectKind::WhitelistEntry, place, state, End::Undone))
     }
 }
 

@@ -15,9 +15,11 @@ mod decide;
 mod effect;
 mod evidence;
 mod gate;
+mod guest_tools;
 mod ledger;
 mod permit;
 mod pipeline;
+mod prepare;
 mod provision;
 mod seen;
 mod step;
@@ -25,15 +27,22 @@ mod target_order;
 mod undo;
 mod want;
 mod watch;
+mod whitelist;
 
 pub use decide::{Decision, Input, decide};
 pub use effect::Effect;
 pub use evidence::evidence;
+pub use guest_tools::is_needed as guest_tools_are_needed;
 pub use permit::PowerOnPermit;
 pub use pipeline::{JobState, PipelineJob, stage};
-pub use seen::{Application, Fact, Needs, Refusal, Seen, Setup, Stage, TargetVm, TargetVmDisk, needs};
+pub use prepare::to_be_read as canary_to_be_read;
+pub use seen::{
+    Application, CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Refusal, Seen, Setup, Stage, TargetVm,
+    TargetVmDisk, Whitelist, needs,
+};
 pub use step::Step;
 pub use want::wanted;
+pub use whitelist::is_needed as whitelist_is_needed;
 
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,12 @@ pub struct Seen {
     pub application: Fact<Application>,
     /// VMs in Prism: those that bear the target's name or, once the target is pinned, just that one.
     pub target: Fact<Vec<TargetVm>>,
+    /// Whom the storage container lets in.
+    pub whitelist: Fact<Whitelist>,
+    /// What Prism shows of the host side's markers.
+    pub canary: Fact<CanarySeen>,
+    /// Guest tools on the target.
+    pub guest_tools: Fact<GuestToolsSeen>,
 }
 
 /// The resources that a migration refers to, resolved.
@@ -123,6 +129,45 @@ pub struct TargetVmDisk {
     pub size_bytes: u64,
     /// `vmdisk_uuid` and path on the NFS server, when Prism Element was asked and could be joined.
     pub backing: Option<(String, String)>,
+}
+
+/// A storage container's list of addresses, and who else relies on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whitelist {
+    pub container_ext_id: String,
+    pub name: String,
+    /// The container has no list of its own: the entries are the cluster's.
+    pub inherited: bool,
+    /// Absent: Prism does not tell them.
+    pub entries: Option<Vec<String>>,
+    /// Version of the container: what `If-Match` must say.
+    pub etag: String,
+    /// Other migrations through the same hypervisor to the same container. Looked at after the list.
+    pub others: Vec<OtherUse>,
+}
+
+/// Another migration that needs, or has needed, the same entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherUse {
+    pub added_by_drover: bool,
+    pub ended: bool,
+}
+
+/// The start of the target's disks as Prism shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CanarySeen {
+    /// By the disk's `extId`.
+    Blocks(Vec<(String, Vec<u8>)>),
+    /// Prism does not offer this, or not to our user; the words say how it answered.
+    NotOffered(String),
+}
+
+/// Guest tools as Prism shows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestToolsSeen {
+    pub is_installed: bool,
+    pub is_iso_inserted: bool,
+    pub etag: String,
 }
 
 /// Which facts a decision needs: asking for all of them each time would poll three systems for nothing.

@@ -6,14 +6,12 @@ use super::decide::{Draft, Input, order, reached};
 use super::effect::Effect;
 use super::gate;
 use super::permit::{PowerOnPermit, too_old};
-use super::seen::{Fact, Refusal, Setup, TargetVm, TargetVmDisk};
-use super::{provision, target_order, undo, watch};
+use super::seen::{Fact, Refusal, Setup, TargetVm};
+use super::{guest_tools, prepare, provision, target_order, undo, watch, whitelist};
 use crate::api::block_copy::{BlockCopyStatus, DiskCopy, HowOff, MirrorState, NfsFile, Want};
 use crate::api::common::{MicroTime, Problem, Time, Tri};
-use crate::api::machine::{Disk, Machine};
-use crate::api::vm_migration::{
-    CutoverStatus, DiskStatus, OnVerifyFailure, PlanStatus, SourceStatus, StepRecord, TargetDisk, TargetStatus,
-};
+use crate::api::machine::Machine;
+use crate::api::vm_migration::{CutoverStatus, DiskStatus, OnVerifyFailure, PlanStatus, SourceStatus, StepRecord};
 use crate::api::{BlockCopy, VmMigrationStatus};
 use crate::{plan, render};
 
@@ -69,7 +67,7 @@ pub const TABLE: &[Row] = &[
     Row { step: Step::Preflight, advance: preflight },
     Row { step: Step::Publish, advance: provision::publish },
     Row { step: Step::Provision, advance: provision::provision },
-    Row { step: Step::Prepare, advance: prepare },
+    Row { step: Step::Prepare, advance: prepare::prepare },
     Row { step: Step::Mirror, advance: mirror },
     Row { step: Step::Approve, advance: approve },
     Row { step: Step::Quiesce, advance: quiesce },
@@ -138,6 +136,7 @@ const FOR_A_PERSON: &[&str] = &[
     "SourceNotRunning",
     "SourceRunning",
     "StaleOrder",
+    "TargetInUse",
     "UnsupportedMachine",
     "VersionTooOld",
 ];
@@ -231,38 +230,6 @@ fn make_plan(
     })
 }
 
-/// Learn where the target's disks lie on the storage, and pin the target's identities: from here on it is this VM and no other.
-fn prepare(input: &Input<'_>, draft: &mut Draft) -> Progress {
-    if draft.status.target.is_some() {
-        return Progress::Done;
-    }
-    let (vm, Some(plan)) = (provision::planned_target(input, draft), &draft.status.plan) else {
-        return Progress::waits("Preparing", "there is no plan yet");
-    };
-    let vm = match vm {
-        Ok(vm) => vm,
-        Err(progress) => return progress,
-    };
-    let disks: Option<Vec<TargetDisk>> =
-        plan.machine.disks.iter().zip(&vm.disks).map(|(source, target)| target_disk(source, target)).collect();
-    let Some(disks) = disks else {
-        return Progress::waits("Preparing", "Prism Element does not list every disk of the target yet");
-    };
-    draft.status.target = Some(TargetStatus { ext_id: vm.ext_id.clone(), disks, created_by_us: true });
-    Progress::Done
-}
-
-fn target_disk(source: &Disk, target: &TargetVmDisk) -> Option<TargetDisk> {
-    let (vmdisk_uuid, nfs_path) = target.backing.clone()?;
-    Some(TargetDisk {
-        device: source.device.clone(),
-        ext_id: target.ext_id.clone(),
-        vmdisk_uuid,
-        nfs_path,
-        size_bytes: target.size_bytes,
-    })
-}
-
 /// The disks of an order: source device, exact size, and the file on the NFS server.
 pub fn disk_copies(setup: &Setup, status: &VmMigrationStatus) -> Vec<DiskCopy> {
     let (Some(plan), Some(target)) = (&status.plan, &status.target) else { return Vec::new() };
@@ -337,7 +304,7 @@ pub fn pinned_target<'a>(input: &'a Input<'_>) -> Option<&'a TargetVm> {
 
 /// Nothing is written to the disks of a target that runs, or to those of a VM that is gone. While Prism does not answer a copy goes on:
 /// nothing but a person in Prism could have started the target.
-fn target_in_the_way(input: &Input<'_>) -> Option<Progress> {
+pub fn target_in_the_way(input: &Input<'_>) -> Option<Progress> {
     let (Fact::Known(_), Some(pinned)) = (&input.seen.target, &input.status.target) else { return None };
     match pinned_target(input) {
         None => Some(Progress::stalled(
@@ -524,7 +491,7 @@ fn prove(input: &Input<'_>, draft: &mut Draft) -> Progress {
     }
     match PowerOnPermit::prove(input) {
         Ok((_permit, target)) => {
-            cutover.power_on = Some(target_order::new(input, "power-on", target, None));
+            cutover.power_on = Some(target_order::new(input, "power-on", &target.etag, None));
             draft.status.cutover = Some(cutover);
             // Sent in the next turn, when this record is known to be stored.
             Progress::waits("PoweringOn", "everything is proven; the order to power the target on is recorded")
@@ -563,7 +530,7 @@ fn boot(input: &Input<'_>, draft: &mut Draft) -> Progress {
         }
     };
     let mut slot = Some(intent);
-    if let Some(order) = target_order::recorded(input, &mut slot, "power-on", target) {
+    if let Some(order) = target_order::recorded(input, &mut slot, "power-on", &target.etag) {
         draft.effects.push(Effect::PowerOn { permit, ext_id: pinned.ext_id.clone(), order });
         return Progress::waits("PoweringOn", "the target is being powered on");
     }
@@ -659,6 +626,7 @@ fn clocks_agree(input: &Input<'_>) -> bool {
 fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
     if input.spec.finalize != Some(true) {
         order(input, draft, Want::KeepOff);
+        guest_tools::see_to(input, draft);
         let Fact::Known(Some(copy)) = &input.seen.copy else {
             return Progress::waits("Marking", "starting the host-side job, which marks the source as migrated");
         };
@@ -674,8 +642,11 @@ fn retire(input: &Input<'_>, draft: &mut Draft) -> Progress {
     match &input.seen.copy {
         Fact::Known(None) => Progress::Done,
         Fact::Known(Some(copy)) if reached(copy, Want::Retire) => {
-            draft.effects.push(Effect::DeleteCopy);
-            Progress::Done
+            let put_back = whitelist::put_back(input, draft);
+            if put_back == Progress::Done {
+                draft.effects.push(Effect::DeleteCopy);
+            }
+            put_back
         }
         Fact::Known(Some(_)) | Fact::NotAsked => {
             order(input, draft, Want::Retire);

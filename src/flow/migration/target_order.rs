@@ -1,7 +1,6 @@
-//! Orders to Prism about the target: recorded in one turn, sent in later ones, with exactly the ETag and the request id that were recorded.
+//! Orders to Prism about the target, and what belongs to it: recorded in one turn, sent in later ones, with exactly the ETag and the request id that were recorded.
 
 use super::decide::Input;
-use super::seen::TargetVm;
 use crate::api::common::MicroTime;
 use crate::api::vm_migration::TargetOrder;
 
@@ -11,13 +10,13 @@ const REPEAT_SECONDS: i64 = 60;
 const PRESS_AGAIN_SECONDS: i64 = 10;
 
 /// The order to send, if it was recorded in an earlier turn and is still good; otherwise it is recorded now.
-pub fn recorded(input: &Input<'_>, slot: &mut Option<TargetOrder>, what: &str, vm: &TargetVm) -> Option<TargetOrder> {
-    recorded_within(REPEAT_SECONDS, input, slot, what, vm)
+pub fn recorded(input: &Input<'_>, slot: &mut Option<TargetOrder>, what: &str, etag: &str) -> Option<TargetOrder> {
+    recorded_within(REPEAT_SECONDS, input, slot, what, etag)
 }
 
 /// The same for the order to press the power button.
-pub fn pressed(input: &Input<'_>, slot: &mut Option<TargetOrder>, vm: &TargetVm) -> Option<TargetOrder> {
-    recorded_within(PRESS_AGAIN_SECONDS, input, slot, "shutdown", vm)
+pub fn pressed(input: &Input<'_>, slot: &mut Option<TargetOrder>, etag: &str) -> Option<TargetOrder> {
+    recorded_within(PRESS_AGAIN_SECONDS, input, slot, "shutdown", etag)
 }
 
 fn recorded_within(
@@ -25,20 +24,20 @@ fn recorded_within(
     input: &Input<'_>,
     slot: &mut Option<TargetOrder>,
     what: &str,
-    vm: &TargetVm,
+    etag: &str,
 ) -> Option<TargetOrder> {
-    let good = |order: &&TargetOrder| order.etag == vm.etag && input.now.duration_since(order.at.0).as_secs() < seconds;
+    let good = |order: &&TargetOrder| order.etag == etag && input.now.duration_since(order.at.0).as_secs() < seconds;
     if let Some(order) = slot.as_ref().filter(good) {
         return Some(order.clone());
     }
-    *slot = Some(new(input, what, vm, slot.as_ref()));
+    *slot = Some(new(input, what, etag, slot.as_ref()));
     None
 }
 
-/// A new order: its request id belongs to this migration, this purpose, this state of the VM, this moment, and to no order before it.
-pub fn new(input: &Input<'_>, what: &str, vm: &TargetVm, before: Option<&TargetOrder>) -> TargetOrder {
+/// A new order: its request id belongs to this migration, this purpose, this state of what it changes, this moment, and to no order before it.
+pub fn new(input: &Input<'_>, what: &str, etag: &str, before: Option<&TargetOrder>) -> TargetOrder {
     let before = before.map_or("", |order| order.request_id.as_str());
-    let seed = format!("{}/{what}/{}/{}/{before}", input.uid, vm.etag, input.now);
+    let seed = format!("{}/{what}/{}/{}/{before}", input.uid, etag, input.now);
     let request_id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, seed.as_bytes()).to_string();
-    TargetOrder { request_id, etag: vm.etag.clone(), at: MicroTime(input.now) }
+    TargetOrder { request_id, etag: etag.into(), at: MicroTime(input.now) }
 }

@@ -162,12 +162,12 @@ fn stop(input: &Input<'_>, draft: &mut Draft, undo: &mut UndoStatus, vm: &Target
     let patience = draft.status.plan.as_ref().map_or(0, |plan| i64::from(plan.shutdown.timeout_seconds));
     let (ext_id, asked) = (vm.ext_id.clone(), input.now.duration_since(undo.begun_at.0).as_secs());
     if asked < patience {
-        if let Some(order) = pressed(input, &mut undo.shut_down, vm) {
+        if let Some(order) = pressed(input, &mut undo.shut_down, &vm.etag) {
             draft.effects.push(Effect::ShutDownTarget { ext_id, order });
         }
         return Progress::waits("RollingBack", "the target's guest is asked to power off");
     }
-    if let Some(order) = recorded(input, &mut undo.power_off, "power-off", vm) {
+    if let Some(order) = recorded(input, &mut undo.power_off, "power-off", &vm.etag) {
         draft.effects.push(Effect::PowerOffTarget { ext_id, order });
     }
     Progress::waits(
@@ -181,7 +181,7 @@ fn fence(input: &Input<'_>, draft: &mut Draft, undo: &mut UndoStatus, vm: &Targe
     let description = fenced(&vm.description, undo.epoch);
     if vm.description != description {
         undo.fenced_at = None;
-        if let Some(order) = recorded(input, &mut undo.fence, "describe", vm) {
+        if let Some(order) = recorded(input, &mut undo.fence, "describe", &vm.etag) {
             draft.effects.push(Effect::DescribeTarget { ext_id: vm.ext_id.clone(), order, description });
         }
         return Err(Progress::waits("RollingBack", "the target is off; older orders to power it on are made void"));

@@ -1,5 +1,6 @@
 //! What the host side is to do, from what people want and what is remembered. One function, so that no two places disagree.
 
+use super::step::{self, Step};
 use crate::api::block_copy::Want;
 use crate::api::{VmMigrationSpec, VmMigrationStatus};
 
@@ -30,5 +31,9 @@ pub fn wanted(spec: &VmMigrationSpec, status: &VmMigrationStatus, deleting: bool
     if cutover.ordered_at.is_some() {
         return Want::Quiesce;
     }
-    if status.target.is_some() { Want::Mirror } else { Want::Inspect }
+    match &status.target {
+        Some(_) if step::is_done(status, Step::Prepare) => Want::Mirror,
+        Some(target) if target.canary.is_some() => Want::Canary,
+        Some(_) | None => Want::Inspect,
+    }
 }

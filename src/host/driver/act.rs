@@ -59,6 +59,10 @@ async fn carry_out(driver: &mut Driver, uuid: &str, effect: Effect) -> Result<()
             return Ok(());
         }
         Effect::Start => libvirt.start(uuid).await,
+        Effect::WriteCanary { disk, migration_uid, nonce } => {
+            driver.canaries.write(disk, migration_uid, nonce);
+            return Ok(());
+        }
         Effect::OpenExport { disk, fresh } => return open(driver, disk, fresh).await,
         Effect::CloseExport { device, discard } => return relay(driver.relay.close(&device, discard)).await,
         Effect::EndRelay { process, force } => return host_processes::end(&process, force).map_err(|err| chain(&err)),

@@ -4,6 +4,7 @@
 //! it. The driver may be killed at any line: the mirror lives in QEMU and the relay, and the next driver goes on from what it finds.
 
 mod act;
+mod canary;
 pub(super) mod claim;
 mod compare;
 mod guest_command;
@@ -122,6 +123,7 @@ struct Driver {
     claims: claim::Claims,
     verifications: compare::Verifications,
     comparisons: compare::Comparisons,
+    canaries: canary::Canaries,
     /// Version of the target VM that the comparisons are about.
     compared_version: Option<String>,
     command: guest_command::Running,
@@ -164,6 +166,7 @@ impl Driver {
             claims: claim::Claims::new(&run_directory),
             verifications: compare::Verifications::default(),
             comparisons: compare::Comparisons::default(),
+            canaries: canary::Canaries::default(),
             compared_version: None,
             command: guest_command::Running::default(),
             holders: None,

@@ -42,6 +42,7 @@ pub(super) async fn observe(driver: &mut Driver, order: &Order) -> Seen {
         command: driver.command.seen(),
         verifications: driver.verifications.seen(),
         comparisons: driver.comparisons.seen(),
+        canaries: driver.canaries.seen(),
         trouble: driver.trouble.take(),
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! - *written*: blocks that may hold anything but zeroes. On a fresh target (it reads as zeroes and only this export writes to it) zeroes
 //!   for any other block cost nothing. Once data was written to a block, zeroes for it must really be written.
-//! - *unknown*: blocks whose content this export has neither read nor written yet. A fresh target has none.
+//! - *unknown*: blocks whose content this export has neither read nor written yet.
 //!
-//! Of a target that is not fresh, both begin with every block.
+//! Of a target that is not fresh, both begin with every block; of a fresh one, with the first: a canary may have been written there.
 
 /// Bytes that one bit stands for.
 pub const BLOCK_BYTES: u64 = 64 << 10;
@@ -12,7 +12,7 @@ pub const BLOCK_BYTES: u64 = 64 << 10;
 static ZEROES: [u8; BLOCK_BYTES as usize] = [0; BLOCK_BYTES as usize];
 
 /// See the module's text.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BlockSet(Vec<u64>);
 
 impl BlockSet {

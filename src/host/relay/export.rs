@@ -138,10 +138,12 @@ impl Export {
         share: Arc<Share>,
         counters: WriteCounters,
     ) -> Self {
+        let mut may_hold_anything = BlockSet::new(size_bytes, !fresh);
+        may_hold_anything.insert(0);
         let state = State {
             queue: Queue::default(),
-            written: BlockSet::new(size_bytes, !fresh),
-            unknown: BlockSet::new(size_bytes, !fresh),
+            written: may_hold_anything.clone(),
+            unknown: may_hold_anything,
             waiting: VecDeque::new(),
             flushes: Vec::new(),
             watched: BTreeMap::new(),

@@ -445,6 +445,32 @@ fn faults_are_answered_and_every_call_is_noted() {
     assert_eq!(vm["data"]["disks"][0]["diskAddress"]["index"], 0, "the other way round than given");
 }
 
+#[test]
+fn v3_shows_the_start_of_a_disk_on_both_ports_and_no_more() {
+    let lab = Lab::new();
+    let vm = lab.create("web01");
+    let data = |disk: &str, query: &str| format!("/api/nutanix/v3/vms/{}/vm_disk/{disk}/data?{query}", vm.uuid);
+    let device = vm.disks[0].device_uuid.as_str();
+    for base in [lab.prism.central_url(), lab.prism.element_url()] {
+        let answer = lab.runtime.block_on(async {
+            let url = format!("{base}{}", data(device, "offset=0&length=512"));
+            lab.request(Method::GET, &url).send().await.unwrap().text().await.unwrap()
+        });
+        assert_eq!(answer, "A".repeat(683) + "=", "512 zeroes");
+    }
+    let cases = [
+        (device, "offset=16777217&length=512", 422),
+        (device, "offset=0&length=16777217", 422),
+        (device, "offset=0", 422),
+        (device, "offset=16777216&length=512", 422), // the disk has 2 MiB
+        (vm.disks[0].vmdisk_uuid.as_str(), "offset=0&length=512", 404),
+    ];
+    for (disk, query, status) in cases {
+        let (answered, _, body) = lab.get(&data(disk, query));
+        assert_eq!((answered, &body["state"]), (status, &json!("ERROR")), "{query}");
+    }
+}
+
 #[tokio::test]
 async fn it_can_be_started_and_stopped_by_an_async_test() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,10 +1,14 @@
 //! The decision core against a small world in memory: the whole way, and what must never happen on it.
 
+mod preparing;
 mod provision;
 
 use jiff::{Timestamp, ToSpan};
 
-use super::seen::{Application, Fact, Needs, Refusal, Seen, Setup, TargetVm, TargetVmDisk, needs};
+use super::seen::{
+    Application, CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Refusal, Seen, Setup, TargetVm, TargetVmDisk,
+    Whitelist, needs,
+};
 use super::{Decision, Effect, Input, decide};
 use crate::api::block_copy::{
     BlockCopyStatus, DiskCopyStatus, DomainStatus, HowOff, MarkState, MirrorState, QuiesceStatus, RepairStatus, Want,
@@ -13,9 +17,10 @@ use crate::api::common::{MicroTime, Problem, Time, Tri};
 use crate::api::machine::{Board, Cpu, Disk, DiskBus, DiskFormat, DiskSource, Firmware, Machine, Nic};
 use crate::api::terraform_repository::Delivery;
 use crate::api::vm_migration::{
-    End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetOrder,
+    End, OnDifference, OnVerifyFailure, RollbackStatus, SideEffect, SideEffectKind, TargetDisk, TargetOrder,
 };
 use crate::api::{BlockCopy, VmMigrationSpec, VmMigrationStatus};
+use crate::flow::canary::marker;
 use crate::plan::{Named, Placement};
 
 const GIB: u64 = 1 << 30;
@@ -91,6 +96,17 @@ struct World {
     /// The last request that a deaf guest did not hear.
     missed: Option<String>,
     task_is_open: bool,
+    setup: Setup,
+    /// What Prism shows of the markers, if not what was written.
+    canary: Option<CanarySeen>,
+    /// The storage container's own list, if it has one, and the cluster's.
+    whitelist: Result<Vec<String>, Option<Vec<String>>>,
+    whitelist_version: u32,
+    others: Vec<OtherUse>,
+    guest_tools: GuestToolsSeen,
+    /// Guest tools come when they are ordered.
+    tools_obey: bool,
+    tool_orders: Vec<String>,
 }
 
 impl World {
@@ -116,7 +132,38 @@ impl World {
             deaf: false,
             missed: None,
             task_is_open: false,
+            setup: setup(),
+            canary: None,
+            whitelist: Err(None),
+            whitelist_version: 1,
+            others: vec![],
+            guest_tools: GuestToolsSeen { is_installed: false, is_iso_inserted: false, etag: "g1".into() },
+            tools_obey: true,
+            tool_orders: vec![],
         }
+    }
+
+    fn whitelist_seen(&self) -> Fact<Whitelist> {
+        let ending = self.deleting || self.spec.finalize == Some(true);
+        if !super::whitelist_is_needed(&self.status, ending) {
+            return Fact::NotAsked;
+        }
+        Fact::Known(Whitelist {
+            container_ext_id: "s".into(),
+            name: "ctr".into(),
+            inherited: self.whitelist.is_err(),
+            entries: self.whitelist.clone().map_or_else(|inherited| inherited, Some),
+            etag: format!("c{}", self.whitelist_version),
+            others: self.others.clone(),
+        })
+    }
+
+    /// The markers as the host side has written them.
+    fn shown(&self) -> CanarySeen {
+        let target = self.status.target.as_ref().expect("pinned");
+        let nonce = target.canary.as_ref().expect("ordered").nonce.as_str();
+        let block = |disk: &TargetDisk| (disk.ext_id.clone(), marker("uid-1", &disk.device, nonce).to_vec());
+        CanarySeen::Blocks(target.disks.iter().map(block).collect())
     }
 
     fn seen(&self) -> Seen {
@@ -134,7 +181,7 @@ impl World {
             (true, false) => Fact::Unknown(Refusal::new("PrismUnreachable", "no answer")),
             (true, true) => known,
         };
-        let mut setup = setup();
+        let mut setup = self.setup.clone();
         setup.repository.delivery = self.delivery;
         Seen {
             setup: Ok(setup),
@@ -151,6 +198,15 @@ impl World {
                 Some(_) | None => Fact::NotAsked,
             },
             target: prism(target, Fact::Known(self.target.iter().map(|vm| self.look(vm, tasks)).collect())),
+            whitelist: self.whitelist_seen(),
+            canary: match super::canary_to_be_read(&self.status) {
+                Some(_) => self.canary.clone().map_or_else(|| Fact::Known(self.shown()), Fact::Known),
+                None => Fact::NotAsked,
+            },
+            guest_tools: match super::guest_tools_are_needed(&self.spec, &self.status) {
+                true => Fact::Known(self.guest_tools.clone()),
+                false => Fact::NotAsked,
+            },
         }
     }
 
@@ -237,6 +293,22 @@ impl World {
             Effect::DescribeTarget { order, description, .. } => {
                 self.change(&order, |target| target.description = description);
             }
+            Effect::Whitelist { container_ext_id, address, wanted, order } => {
+                assert_eq!(container_ext_id, "s");
+                if order.etag == format!("c{}", self.whitelist_version) {
+                    let list = self.whitelist.as_mut().expect("an inherited list is never changed");
+                    let own = format!("{address}/32");
+                    list.retain(|entry| *entry != own);
+                    list.extend(wanted.then_some(own));
+                    self.whitelist_version += 1;
+                }
+            }
+            Effect::GuestTools { install, order, .. } => {
+                if self.tools_obey && order.etag == self.guest_tools.etag {
+                    (self.guest_tools.is_installed, self.guest_tools.is_iso_inserted) = (install, true);
+                }
+                self.tool_orders.push(order.request_id);
+            }
         }
     }
 
@@ -265,7 +337,7 @@ impl World {
         match want {
             Want::Quiesce => self.source_runs = false,
             Want::Release | Want::Undo => self.source_runs = true,
-            Want::Inspect | Want::Mirror | Want::KeepOff | Want::Retire => {}
+            Want::Inspect | Want::Canary | Want::Mirror | Want::KeepOff | Want::Retire => {}
         }
         copy.status = Some(BlockCopyStatus {
             epoch: Some(copy.spec.epoch),
@@ -277,7 +349,7 @@ impl World {
                 migrated: false,
                 mark: match want {
                     Want::Release | Want::Undo => None,
-                    Want::Inspect | Want::Mirror => Some(MarkState::Claimed),
+                    Want::Inspect | Want::Canary | Want::Mirror => Some(MarkState::Claimed),
                     Want::Quiesce => Some(MarkState::Cutover),
                     Want::KeepOff | Want::Retire => Some(MarkState::Migrated),
                 },
@@ -314,7 +386,7 @@ impl World {
     /// A migration that is in sync and waits for its approval.
     fn in_sync() -> Self {
         let mut world = Self::new();
-        world.turns(12);
+        world.turns(20);
         assert_eq!(world.waits_for(), "Approval");
         world
     }
@@ -1232,13 +1304,13 @@ fn whole_way(approved: bool, whose: Whose, jumps: &[(usize, i64)]) -> World {
             Whose::Both => world.now = world.now.checked_add(jump.seconds()).expect("in range"),
         }
         match turn {
-            14 if approved => world.approve(),
+            18 if approved => world.approve(),
             30 => world.spec.rollback = Some(true),
             _ => {}
         }
         world.turn();
         let untouched = world.source_runs && world.power_ons.is_empty();
-        assert!(approved && turn >= 14 || untouched, "{whose:?} {jumps:?}: turn {turn}");
+        assert!(approved && turn >= 18 || untouched, "{whose:?} {jumps:?}: turn {turn}");
     }
     assert!(world.source_runs && !world.target_runs(), "{whose:?} {jumps:?}: {:?}", world.status.waiting_for);
     assert_eq!(world.waits_for(), "RolledBack", "{whose:?} {jumps:?}");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use drover::api::{BlockCopy, VmMigration};
+use drover::api::{BlockCopy, NutanixCluster, VmMigration};
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -156,6 +156,7 @@ impl Lab {
             hypervisor: hypervisor.clone(),
             log_path: dir.join("prism.log"),
         })?;
+        prism.set_whitelist(Some(&["127.0.0.0/8"]));
         say(match options.applied_by {
             AppliedBy::Pipeline => "git server, and a pipeline that runs terraform on push",
             AppliedBy::GitLab => "git server, and GitLab (simulated), which runs terraform",
@@ -254,6 +255,13 @@ impl Lab {
             "spec": spec,
         });
         self.cluster.apply_yaml(&object.to_string()).await?;
+        Ok(())
+    }
+
+    /// Changes the spec of the `NutanixCluster`.
+    pub async fn patch_cluster(&self, spec: Value) -> Result<()> {
+        let clusters = Api::<NutanixCluster>::all(self.client.clone());
+        clusters.patch("ahv1", &PatchParams::default(), &Patch::Merge(serde_json::json!({ "spec": spec }))).await?;
         Ok(())
     }
 

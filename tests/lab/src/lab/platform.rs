@@ -38,6 +38,7 @@ pub fn platform(lab: &Lab, options: &LabOptions) -> Result<String> {
             "spec": {
                 "nodeName": NODE,
                 "uri": lab.libvirt.uri(),
+                "storageAddress": "127.0.0.1",
                 "allowedNamespaces": [TEAM],
                 "runDirectory": run_directory,
                 "libvirtDirectory": lab.libvirt.socket_dir(),

@@ -37,7 +37,12 @@ pub fn router(store: Arc<Store>) -> Router {
         .route(&format!("{vm}/$actions/{{action}}"), post(act))
         .route(&format!("{vm}/disks"), get(list_disks).post(create_disk))
         .route(&format!("{vm}/disks/{{disk}}"), get(get_disk).put(update_disk).delete(delete_disk))
-        .route(&format!("{vm}/nics"), get(list_nics))
+        .route(&format!("{vm}/nics"), get(list_nics).post(create_nic))
+        .route(&format!("{vm}/nics/{{nic}}"), get(get_nic).put(update_nic).delete(delete_nic))
+        .route(&format!("{vm}/guest-tools"), get(get_guest_tools))
+        .route(&format!("{vm}/guest-tools/$actions/{{action}}"), post(order_guest_tools))
+        .route("/api/prism/{version}/config/categories", get(list_categories).post(create_category))
+        .route("/api/prism/{version}/config/categories/{id}", get(get_category))
         .route("/api/prism/{version}/config/tasks", get(list_tasks))
         .route("/api/prism/{version}/config/tasks/{task}", get(get_task))
         .route("/api/prism/{version}/config/categories", get(list_categories))
@@ -45,11 +50,12 @@ pub fn router(store: Arc<Store>) -> Router {
         .route("/api/clustermgmt/{version}/config/clusters", get(list_clusters))
         .route("/api/clustermgmt/{version}/config/clusters/{id}", get(get_cluster))
         .route("/api/clustermgmt/{version}/config/storage-containers", get(list_containers))
-        .route("/api/clustermgmt/{version}/config/storage-containers/{id}", get(get_container))
+        .route("/api/clustermgmt/{version}/config/storage-containers/{id}", get(get_container).put(update_container))
         .route("/api/networking/{version}/config/subnets", get(list_subnets))
         .route("/api/networking/{version}/config/subnets/{id}", get(get_subnet))
         .fallback(unknown)
-        .with_state(store)
+        .with_state(store.clone())
+        .merge(super::disk_data::router(store))
 }
 
 async fn unknown(method: axum::http::Method, uri: axum::http::Uri) -> Refusal {
@@ -165,13 +171,21 @@ async fn delete_vm(
     Ok(v4::accepted("vmm.v4.ahv.config.DeleteVmApiResponse", &task))
 }
 
-/// Power-on, power-off and ACPI shutdown. The rest would need a guest agent, which the hypervisor's contract does not have.
+/// Power-on, power-off, ACPI shutdown, and categories. The rest would need a guest agent, which the hypervisor's contract does not have.
 async fn act(
     State(store): Shared,
     Extension(intent): Extension<Intent>,
     Path((_, id, action)): Path<(String, String, String)>,
+    body: Bytes,
 ) -> Answer {
     let (answer, work) = match action.as_str() {
+        "associate-categories" | "disassociate-categories" => {
+            let (ext_ids, associate) = (parse::category_ids(&body)?, action == "associate-categories");
+            let kind = if associate { "AssociateCategories" } else { "DisassociateCategories" };
+            let answer = format!("vmm.v4.ahv.config.{kind}ApiResponse");
+            let task = store.accept(&intent, true, Work::Categories { vm: id, ext_ids, associate })?;
+            return Ok(v4::accepted(&answer, &task));
+        }
         "power-on" => ("vmm.v4.ahv.config.PowerOnVmApiResponse", Work::PowerOn { vm: id }),
         "power-off" => ("vmm.v4.ahv.config.PowerOffVmApiResponse", Work::PowerOff { vm: id }),
         "shutdown" => ("vmm.v4.ahv.config.ShutdownVmApiResponse", Work::ShutDown { vm: id }),
@@ -242,6 +256,82 @@ async fn list_nics(State(store): Shared, Path((_, id)): Path<(String, String)>, 
     page("vmm.v4.ahv.config.ListNicsApiResponse", "vmm.v4.ahv.config.Nic", nics, &params)
 }
 
+const NIC: &str = "vmm.v4.ahv.config.Nic";
+
+async fn get_nic(State(store): Shared, Path((_, id, nic)): Path<(String, String, String)>) -> Answer {
+    let state = store.state();
+    let vm = state.vm(&id)?;
+    let found = vm.nics.iter().find(|one| one.uuid == nic);
+    let body = shapes::nic(found.ok_or_else(|| Refusal::NotFound(format!("NIC {nic} of VM {id}")))?, &[]);
+    Ok(v4::one("vmm.v4.ahv.config.GetNicApiResponse", NIC, body, Some(&vm.etag())))
+}
+
+async fn create_nic(
+    State(store): Shared,
+    Extension(intent): Extension<Intent>,
+    Path((_, id)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer {
+    let task = store.accept(&intent, true, Work::AddNic { vm: id, nic: parse::nic(&body, None)? })?;
+    Ok(v4::accepted("vmm.v4.ahv.config.CreateNicApiResponse", &task))
+}
+
+async fn update_nic(
+    State(store): Shared,
+    Extension(intent): Extension<Intent>,
+    Path((_, id, nic)): Path<(String, String, String)>,
+    body: Bytes,
+) -> Answer {
+    let nic = parse::nic(&body, Some(&nic))?;
+    let task = store.accept(&intent, true, Work::UpdateNic { vm: id, nic })?;
+    Ok(v4::accepted("vmm.v4.ahv.config.UpdateNicApiResponse", &task))
+}
+
+async fn delete_nic(
+    State(store): Shared,
+    Extension(intent): Extension<Intent>,
+    Path((_, id, nic)): Path<(String, String, String)>,
+) -> Answer {
+    let task = store.accept(&intent, true, Work::DeleteNic { vm: id, uuid: nic })?;
+    Ok(v4::accepted("vmm.v4.ahv.config.DeleteNicApiResponse", &task))
+}
+
+async fn get_guest_tools(State(store): Shared, Path((_, id)): Path<(String, String)>) -> Answer {
+    let state = store.state();
+    let vm = state.vm(&id)?;
+    let (answer, kind) = ("vmm.v4.ahv.config.GetGuestToolsApiResponse", "vmm.v4.ahv.config.GuestTools");
+    Ok(v4::one(answer, kind, shapes::guest_tools(vm), Some(&vm.etag())))
+}
+
+async fn order_guest_tools(
+    State(store): Shared,
+    Extension(intent): Extension<Intent>,
+    Path((_, id, action)): Path<(String, String, String)>,
+    body: Bytes,
+) -> Answer {
+    let (answer, install) = match action.as_str() {
+        "insert-iso" => ("vmm.v4.ahv.config.InsertVmGuestToolsApiResponse", false),
+        "install" => ("vmm.v4.ahv.config.InstallVmGuestToolsApiResponse", true),
+        other => return Err(Refusal::NotSimulated(format!("guest-tools/$actions/{other}"))),
+    };
+    let work = Work::GuestTools { vm: id, capabilities: parse::guest_tools(&body, install)?, install };
+    Ok(v4::accepted(answer, &store.accept(&intent, true, work)?))
+}
+
+/// One of the few changes that have no task.
+async fn create_category(State(store): Shared, body: Bytes) -> Answer {
+    let category = parse::category(&body)?;
+    let mut state = store.raw_state();
+    if state.categories.iter().any(|known| known.key == category.key && known.value == category.value) {
+        return Err(Refusal::Invalid("there is a category with this key and value".into()));
+    }
+    let shown = shapes::category(&category);
+    state.categories.push(category);
+    let mut answer = v4::one("prism.v4.config.CreateCategoryApiResponse", CATEGORY, shown, None);
+    *answer.status_mut() = axum::http::StatusCode::CREATED;
+    Ok(answer)
+}
+
 async fn list_tasks(State(store): Shared, Query(params): Params) -> Answer {
     let tasks = store.raw_state().tasks.iter_mut().map(super::tasks::Task::look).collect();
     page("prism.v4.config.ListTasksApiResponse", "prism.v4.config.Task", tasks, &params)
@@ -271,21 +361,41 @@ async fn get_category(State(store): Shared, Path((_, id)): Path<(String, String)
 }
 
 async fn list_clusters(State(store): Shared, Query(params): Params) -> Answer {
-    page("clustermgmt.v4.config.ListClustersApiResponse", CLUSTER, shapes::clusters(&store.inventory), &params)
+    let clusters = shapes::clusters(&store.inventory, store.raw_state().cluster_whitelist.as_ref());
+    page("clustermgmt.v4.config.ListClustersApiResponse", CLUSTER, clusters, &params)
 }
 
 async fn get_cluster(State(store): Shared, Path((_, id)): Path<(String, String)>) -> Answer {
-    pick("clustermgmt.v4.config.GetClusterApiResponse", CLUSTER, shapes::clusters(&store.inventory), &id)
+    let clusters = shapes::clusters(&store.inventory, store.raw_state().cluster_whitelist.as_ref());
+    pick("clustermgmt.v4.config.GetClusterApiResponse", CLUSTER, clusters, &id)
 }
 
 async fn list_containers(State(store): Shared, Query(params): Params) -> Answer {
-    let containers = shapes::storage_containers(&store.inventory);
+    let containers = shapes::storage_containers(&store.inventory, &store.raw_state().container);
     page("clustermgmt.v4.config.ListStorageContainersApiResponse", CONTAINER, containers, &params)
 }
 
 async fn get_container(State(store): Shared, Path((_, id)): Path<(String, String)>) -> Answer {
-    let containers = shapes::storage_containers(&store.inventory);
-    pick("clustermgmt.v4.config.GetStorageContainerApiResponse", CONTAINER, containers, &id)
+    let state = store.raw_state();
+    let mut containers = shapes::storage_containers(&store.inventory, &state.container).into_iter();
+    let found = containers.find(|container| container["extId"] == id);
+    let found = found.ok_or_else(|| Refusal::NotFound(format!("storage container {id}")))?;
+    let answer = "clustermgmt.v4.config.GetStorageContainerApiResponse";
+    Ok(v4::one(answer, CONTAINER, found, Some(&state.container.etag())))
+}
+
+async fn update_container(
+    State(store): Shared,
+    Extension(intent): Extension<Intent>,
+    Path((_, id)): Path<(String, String)>,
+    body: Bytes,
+) -> Answer {
+    if id != store.inventory.container.uuid {
+        return Err(Refusal::NotFound(format!("storage container {id}")));
+    }
+    let whitelist = parse::whitelist(&body, &store.inventory.container.name)?;
+    let task = store.accept(&intent, true, Work::UpdateContainer { container: id, whitelist })?;
+    Ok(v4::accepted("clustermgmt.v4.config.UpdateStorageContainerApiResponse", &task))
 }
 
 fn subnets(store: &Store) -> Vec<Value> {

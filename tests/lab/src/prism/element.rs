@@ -36,7 +36,8 @@ pub fn router(store: Arc<Store>) -> Router {
     for base in BASES {
         router = router.nest(base, v2.clone());
     }
-    router.fallback(|| async { not_found("resource") }).layer(from_fn_with_state(store, unless_gone))
+    let v2 = router.fallback(|| async { not_found("resource") }).layer(from_fn_with_state(store.clone(), unless_gone));
+    v2.merge(super::disk_data::router(store))
 }
 
 async fn unless_gone(State(store): Shared, request: Request, next: Next) -> Response {
@@ -71,9 +72,12 @@ async fn cluster(State(store): Shared) -> Response {
 
 async fn containers(State(store): Shared, Query(params): Params) -> Response {
     let (container, cluster) = (&store.inventory.container, &store.inventory.cluster);
+    let whitelist = store.raw_state().container.whitelist.clone();
+    let address = |entry: &Value| entry["ipv4"]["value"].as_str().map(str::to_owned);
+    let entries: Vec<String> = whitelist.iter().flatten().filter_map(address).collect();
     let one = json!({
         "id": container.uuid, "storage_container_uuid": container.uuid, "name": container.name,
-        "cluster_uuid": cluster.uuid, "nfs_whitelist": [], "nfs_whitelist_inherited": true,
+        "cluster_uuid": cluster.uuid, "nfs_whitelist": entries, "nfs_whitelist_inherited": whitelist.is_none(),
     });
     list(vec![one], &params)
 }

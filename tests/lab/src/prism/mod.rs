@@ -1,4 +1,5 @@
-//! A simulated Prism: Prism Central's v4 API and Prism Element's v2 API, on two TLS ports, over one store of VMs.
+//! A simulated Prism: Prism Central's v4 API and Prism Element's v2 API, on two TLS ports, over one store of VMs; and v3's one call that
+//! reads the start of a disk, on both.
 //!
 //! It does what Drover and the Terraform provider ask of the real one, and refuses what the real one refuses: a change without the
 //! current ETag, a smaller disk, two disks at one address, a cold change of a running VM. Creating a VM makes sparse files under
@@ -7,6 +8,7 @@
 //! (`tests/prism_sdk.rs`) and the Terraform provider.
 
 mod central;
+mod disk_data;
 mod element;
 mod model;
 mod odata;
@@ -33,7 +35,7 @@ use server::Gate;
 use store::Store;
 
 pub use store::Call;
-pub use switches::Switches;
+pub use switches::{DiskData, Switches};
 
 /// What to simulate.
 pub struct PrismConfig {
@@ -188,6 +190,34 @@ impl Prism {
     /// Faults and variants.
     pub fn switches(&self) -> &Switches {
         &self.store.switches
+    }
+
+    /// Gives the storage container a list of its own, of addresses and networks, or has it inherit the cluster's.
+    pub fn set_whitelist(&self, own: Option<&[&str]>) {
+        let mut state = self.store.raw_state();
+        state.container.whitelist = own.map(|entries| entries.iter().map(|entry| parse::network(entry)).collect());
+        state.container.version += 1;
+    }
+
+    /// The storage container's own list.
+    pub fn whitelist(&self) -> Option<Vec<String>> {
+        let state = self.store.raw_state();
+        let text = |entry: &serde_json::Value| {
+            let ipv4 = &entry["ipv4"];
+            format!("{}/{}", ipv4["value"].as_str().unwrap_or_default(), ipv4["prefixLength"])
+        };
+        state.container.whitelist.as_ref().map(|entries| entries.iter().map(text).collect())
+    }
+
+    /// The list that containers inherit; absent: Prism does not show it.
+    pub fn set_cluster_whitelist(&self, entries: Option<&[&str]>) {
+        let entries = entries.map(|entries| entries.iter().map(ToString::to_string).collect());
+        self.store.raw_state().cluster_whitelist = entries;
+    }
+
+    /// A VM's guest tools as v4 shows them.
+    pub fn guest_tools(&self, uuid: &str) -> Option<serde_json::Value> {
+        self.store.raw_state().vms.get(uuid).map(shapes::guest_tools)
     }
 
     /// Every VM, with its power state as it is now.

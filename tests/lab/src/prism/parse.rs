@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::model::{DiskAddress, Nic, new_uuid};
+use super::model::{Category, DiskAddress, Nic, new_uuid};
 use super::v4::Refusal;
 
 /// Longest name of a VM.
@@ -88,6 +88,73 @@ pub fn vm(body: &[u8]) -> Result<VmRequest, Refusal> {
         nics: list(&body, "nics").map(|nics| nics.iter().map(nic_of).collect()).transpose()?,
         cd_roms: list(&body, "cdRoms").cloned().unwrap_or_default(),
     })
+}
+
+/// Reads the body of a NIC's create or update; without `uuid` it gets a new one.
+pub fn nic(body: &[u8], uuid: Option<&str>) -> Result<Nic, Refusal> {
+    let mut nic = nic_of(&clean(object(body)?, false))?;
+    nic.uuid = uuid.map_or_else(new_uuid, str::to_owned);
+    Ok(nic)
+}
+
+/// Reads the `extId`s of the categories in a body.
+pub fn category_ids(body: &[u8]) -> Result<Vec<String>, Refusal> {
+    let body = clean(object(body)?, false);
+    let ids = list(&body, "categories").into_iter().flatten();
+    let ids: Option<Vec<String>> = ids.map(|category| category["extId"].as_str().map(str::to_owned)).collect();
+    ids.filter(|ids| !ids.is_empty()).ok_or_else(|| schema("categories.extId", "is required"))
+}
+
+/// Reads a category: a key and a value.
+pub fn category(body: &[u8]) -> Result<Category, Refusal> {
+    let body = clean(object(body)?, false);
+    let text = |key: &str| {
+        let text = body.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+        text.ok_or_else(|| schema(key, "is required"))
+    };
+    Ok(Category { uuid: new_uuid(), key: text("key")?.into(), value: text("value")?.into() })
+}
+
+/// Reads an order for guest tools: their capabilities, and for an installation the guest's account.
+pub fn guest_tools(body: &[u8], install: bool) -> Result<Value, Refusal> {
+    let body = clean(object(body)?, false);
+    if install {
+        for path in ["/credential/username", "/credential/password"] {
+            if body.pointer(path).and_then(Value::as_str).is_none_or(str::is_empty) {
+                return Err(schema(&path.trim_start_matches('/').replace('/', "."), "is required"));
+            }
+        }
+    }
+    Ok(body.get("capabilities").cloned().unwrap_or_else(|| json!([])))
+}
+
+/// Reads a storage container's update: its own list is all that can be changed here.
+pub fn whitelist(body: &[u8], name: &str) -> Result<Vec<Value>, Refusal> {
+    let body = clean(object(body)?, false);
+    if body.get("name").and_then(Value::as_str).is_some_and(|given| given != name) {
+        return Err(Refusal::NotSimulated("renaming a storage container".into()));
+    }
+    let mut entries = Vec::new();
+    for entry in list(&body, "nfsWhitelistAddress").into_iter().flatten() {
+        let address = entry.pointer("/ipv4/value").and_then(Value::as_str);
+        let prefix = entry.pointer("/ipv4/prefixLength").map_or(Some(32), Value::as_u64);
+        match (address.map(str::parse::<std::net::Ipv4Addr>), prefix) {
+            (Some(Ok(address)), Some(prefix)) if prefix <= 32 => entries.push(network(&format!("{address}/{prefix}"))),
+            _ => {
+                return Err(schema(
+                    "nfsWhitelistAddress",
+                    "is no IPv4 address with a prefix (others are not simulated)",
+                ));
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// An entry of a storage container's list.
+pub fn network(text: &str) -> Value {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+    json!({ "ipv4": { "value": address, "prefixLength": prefix.parse::<u8>().unwrap_or(32) } })
 }
 
 /// Reads the body of a disk's create or update.

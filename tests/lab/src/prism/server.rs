@@ -52,18 +52,21 @@ async fn enter(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) 
         request_id: text(request.headers(), "ntnx-request-id"),
         if_match: text(request.headers(), "if-match"),
     };
-    tokio::time::sleep(gate.store.switches.answer_delay()).await;
+    let switches = &gate.store.switches;
+    switches.call_begins();
+    tokio::time::sleep(switches.answer_delay()).await;
     let changes = matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE);
     let response = if !gate.admits(request.headers()) {
         Refusal::Unauthorized.into_response()
-    } else if let Some(status) = gate.store.switches.take_refusal() {
-        Refusal::Switched(status).into_response()
+    } else if let Some(status) = switches.take_refusal() {
+        Refusal::Switched(status, switches.retry_after()).into_response()
     } else {
         request.extensions_mut().insert(intent.clone());
         let response = next.run(request).await;
-        let lost = changes && response.status() == StatusCode::ACCEPTED && gate.store.switches.take_loss();
-        if lost { Refusal::Switched(StatusCode::SERVICE_UNAVAILABLE).into_response() } else { response }
+        let lost = changes && response.status() == StatusCode::ACCEPTED && switches.take_loss();
+        if lost { Refusal::Switched(StatusCode::SERVICE_UNAVAILABLE, None).into_response() } else { response }
     };
+    switches.call_ends();
     gate.note(intent, response.status());
     response
 }
@@ -95,10 +98,16 @@ impl Gate {
 
 /// Lets through `v4.N` up to the newest minor that is served, and the paths that have no version.
 async fn served_version(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let version = request.uri().path().split('/').nth(3).unwrap_or_default();
+    if request.uri().path().starts_with("/api/nutanix/v3/") {
+        return next.run(request).await;
+    }
+    if gate.store.switches.v4_is_gone() {
+        return Refusal::Switched(StatusCode::NOT_FOUND, None).into_response();
+    }
+    let path = request.uri().path();
+    let version = path.split('/').nth(3).unwrap_or_default();
     let minor = version.strip_prefix("v4.").and_then(|minor| minor.parse::<u32>().ok());
     let switches = &gate.store.switches;
-    let known = version == "unversioned" || minor.is_some_and(|minor| minor <= switches.max_minor());
-    let served = known && !switches.v4_is_gone();
+    let served = version == "unversioned" || minor.is_some_and(|minor| minor <= switches.max_minor());
     if served { next.run(request).await } else { Refusal::NotFound(request.uri().path().to_owned()).into_response() }
 }

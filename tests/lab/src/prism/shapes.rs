@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::model::{Category, Disk, Inventory, Nic, Subnet, Vm};
-use super::store::Store;
+use super::store::{Container, Store};
 use super::v4::typed;
 
 /// A VM as `GET` shows it.
@@ -76,7 +76,7 @@ pub fn nic(nic: &Nic, learned: &[String]) -> Value {
 }
 
 /// The clusters that Prism Central lists: the AHV cluster, and itself.
-pub fn clusters(inventory: &Inventory) -> Vec<Value> {
+pub fn clusters(inventory: &Inventory, whitelist: Option<&Vec<String>>) -> Vec<Value> {
     let address = json!({ "ipv4": { "value": "127.0.0.1", "prefixLength": 32 } });
     let one = |uuid: &str, name: &str, function: &str, hypervisor: &str| {
         json!({
@@ -89,15 +89,16 @@ pub fn clusters(inventory: &Inventory) -> Vec<Value> {
                 "nodeList": [{ "nodeUuid": inventory.host_uuid, "controllerVmIp": address, "hostIp": address }] },
         })
     };
-    vec![
-        one(&inventory.prism_central.uuid, &inventory.prism_central.name, "PRISM_CENTRAL", "AHV"),
-        one(&inventory.cluster.uuid, &inventory.cluster.name, "AOS", "AHV"),
-    ]
+    let mut cluster = one(&inventory.cluster.uuid, &inventory.cluster.name, "AOS", "AHV");
+    if let Some(whitelist) = whitelist {
+        cluster["network"]["nfsSubnetWhitelist"] = json!(whitelist);
+    }
+    vec![one(&inventory.prism_central.uuid, &inventory.prism_central.name, "PRISM_CENTRAL", "AHV"), cluster]
 }
 
 /// The storage containers of the AHV cluster.
-pub fn storage_containers(inventory: &Inventory) -> Vec<Value> {
-    vec![json!({
+pub fn storage_containers(inventory: &Inventory, container: &Container) -> Vec<Value> {
+    let mut shown = json!({
         "extId": inventory.container.uuid,
         "containerExtId": inventory.container.uuid,
         "name": inventory.container.name,
@@ -105,8 +106,18 @@ pub fn storage_containers(inventory: &Inventory) -> Vec<Value> {
         "clusterName": inventory.cluster.name,
         "replicationFactor": 1,
         "isInternal": false,
-        "isNfsWhitelistInherited": true,
-    })]
+        "isNfsWhitelistInherited": container.whitelist.is_none(),
+    });
+    if let Some(whitelist) = &container.whitelist {
+        shown["nfsWhitelistAddress"] = json!(whitelist);
+    }
+    vec![shown]
+}
+
+/// The guest tools of a VM; without any, Prism says so.
+pub fn guest_tools(vm: &Vm) -> Value {
+    let none = || json!({ "isEnabled": false, "isInstalled": false, "isIsoInserted": false });
+    vm.settings.get("guestTools").cloned().unwrap_or_else(none)
 }
 
 /// A VLAN subnet.

@@ -34,9 +34,27 @@ pub struct State {
     pub tasks: Vec<Task>,
     pub queue: VecDeque<(String, Work)>,
     pub calls: Vec<Call>,
+    pub container: Container,
+    /// The list that the container inherits if it has none of its own. Absent: not shown, as the real one may not.
+    pub cluster_whitelist: Option<Vec<String>>,
     /// What each `NTNX-Request-Id` led to.
     answered: HashMap<String, Answered>,
     pub stopping: bool,
+}
+
+/// What changes of the storage container.
+#[derive(Default)]
+pub struct Container {
+    /// Its own list, as v4 shows it.
+    pub whitelist: Option<Vec<Value>>,
+    pub version: u64,
+}
+
+impl Container {
+    /// What a change of it has to name.
+    pub fn etag(&self) -> String {
+        format!("YXBwbGljYXRpb24vanNvbg==:c{}", self.version)
+    }
 }
 
 struct Answered {
@@ -136,16 +154,17 @@ impl Store {
             (Work::Create { request, .. }, _) => {
                 request.settings.get("name").and_then(Value::as_str).map(str::to_owned)
             }
+            (Work::UpdateContainer { container, .. }, _) => {
+                check_etag(intent, true, &state.container.etag(), &format!("storage container {container}"))?;
+                Some(self.inventory.container.name.clone())
+            }
             (work, guarded) => {
-                let vm = state.vm(work.vm())?;
-                if guarded && intent.if_match.as_deref() != Some(&vm.etag()) {
-                    let what = format!("VM {}", vm.uuid);
-                    return Err(Refusal::EtagMismatch { what, given: intent.if_match.clone() });
-                }
+                let vm = state.vm(work.entity())?;
+                check_etag(intent, guarded, &vm.etag(), &format!("VM {}", vm.uuid))?;
                 Some(vm.name().to_owned())
             }
         };
-        let task = Task::new(work.operation(), work.vm(), &name.unwrap_or_default());
+        let task = Task::new(&work, &name.unwrap_or_default());
         let ext_id = task.ext_id.clone();
         state.tasks.push(task);
         state.queue.push_back((ext_id.clone(), work));
@@ -153,6 +172,13 @@ impl Store {
         self.notify();
         Ok(ext_id)
     }
+}
+
+fn check_etag(intent: &Intent, guarded: bool, etag: &str, what: &str) -> Result<(), Refusal> {
+    if !guarded || intent.if_match.as_deref() == Some(etag) {
+        return Ok(());
+    }
+    Err(Refusal::EtagMismatch { what: what.to_owned(), given: intent.if_match.clone() })
 }
 
 impl State {

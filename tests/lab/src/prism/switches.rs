@@ -1,6 +1,7 @@
 //! What a test can make the simulator do wrong, slowly or differently. All are off at the start and may be thrown at any time.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -8,10 +9,23 @@ use axum::http::StatusCode;
 /// Highest v4 minor that is served unless a test says otherwise: the newest that the Terraform provider 2.4.2 speaks.
 const DEFAULT_MAX_MINOR: u32 = 3;
 
+/// What v3 answers to whoever reads a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskData {
+    OfTheDisk,
+    /// Zeroes, as another disk would hold.
+    OfAnother,
+    /// This status, on both ports.
+    Refused(u16),
+}
+
 /// Faults and variants of one simulator.
 pub struct Switches {
     refuse_calls: AtomicU32,
     refusal: AtomicU16,
+    retry_after_s: AtomicU64,
+    calls_now: AtomicU32,
+    most_calls_at_once: AtomicU32,
     answer_delay_ms: AtomicU64,
     lose_answers: AtomicU32,
     fail_tasks: AtomicU32,
@@ -19,6 +33,7 @@ pub struct Switches {
     hold_tasks: AtomicBool,
     element_gone: AtomicBool,
     v4_gone: AtomicBool,
+    disk_data: Mutex<DiskData>,
     reverse_disks: AtomicBool,
     max_minor: AtomicU32,
 }
@@ -28,6 +43,9 @@ impl Default for Switches {
         Self {
             refuse_calls: AtomicU32::new(0),
             refusal: AtomicU16::new(503),
+            retry_after_s: AtomicU64::new(0),
+            calls_now: AtomicU32::new(0),
+            most_calls_at_once: AtomicU32::new(0),
             answer_delay_ms: AtomicU64::new(0),
             lose_answers: AtomicU32::new(0),
             fail_tasks: AtomicU32::new(0),
@@ -35,6 +53,7 @@ impl Default for Switches {
             hold_tasks: AtomicBool::new(false),
             element_gone: AtomicBool::new(false),
             v4_gone: AtomicBool::new(false),
+            disk_data: Mutex::new(DiskData::OfTheDisk),
             reverse_disks: AtomicBool::new(false),
             max_minor: AtomicU32::new(DEFAULT_MAX_MINOR),
         }
@@ -51,6 +70,16 @@ impl Switches {
     pub fn refuse_next_calls_with(&self, count: u32, status: u16) {
         self.refusal.store(status, Ordering::SeqCst);
         self.refuse_calls.store(count, Ordering::SeqCst);
+    }
+
+    /// How long a refusal with 429 or 503 asks to be left alone, in `Retry-After`; 0 = it does not say.
+    pub fn set_retry_after(&self, seconds: u64) {
+        self.retry_after_s.store(seconds, Ordering::SeqCst);
+    }
+
+    /// The most calls that were being answered at one moment, on both ports together.
+    pub fn most_calls_at_once(&self) -> u32 {
+        self.most_calls_at_once.load(Ordering::SeqCst)
     }
 
     /// How long each call waits before it is looked at. Zero at the start; longer than its callers' patience is a Prism that hangs.
@@ -83,9 +112,14 @@ impl Switches {
         self.element_gone.store(gone, Ordering::SeqCst);
     }
 
-    /// While true, Prism Central answers 404 to every v4 call, as a release from before the v4 API does.
+    /// While true, Prism Central answers 404 to every v4 call, as one that is older than the v4 API would, and not in v4's words.
     pub fn remove_v4(&self, gone: bool) {
         self.v4_gone.store(gone, Ordering::SeqCst);
+    }
+
+    /// What v3 answers to whoever reads a disk.
+    pub fn show_disks(&self, how: DiskData) {
+        *self.disk_data.lock().unwrap_or_else(PoisonError::into_inner) = how;
     }
 
     /// While true, v4 lists a VM's disks backwards. The order is not specified, so readers must sort by bus and index; but the
@@ -110,6 +144,25 @@ impl Switches {
     pub(super) fn take_refusal(&self) -> Option<StatusCode> {
         let status = StatusCode::from_u16(self.refusal.load(Ordering::SeqCst)).ok();
         status.filter(|_| take_one(&self.refuse_calls))
+    }
+
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        Some(self.retry_after_s.load(Ordering::SeqCst)).filter(|seconds| *seconds > 0)
+    }
+
+    /// A call begins.
+    pub(super) fn call_begins(&self) {
+        let now = self.calls_now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_calls_at_once.fetch_max(now, Ordering::SeqCst);
+    }
+
+    /// A call ends.
+    pub(super) fn call_ends(&self) {
+        self.calls_now.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn disk_data(&self) -> DiskData {
+        *self.disk_data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn answer_delay(&self) -> Duration {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::model::Nic;
 use super::model::new_uuid;
 use super::parse::{DiskRequest, VmRequest};
 use super::v4;
@@ -65,15 +66,56 @@ pub enum Work {
         vm: String,
         device_uuid: String,
     },
+    AddNic {
+        vm: String,
+        nic: Nic,
+    },
+    /// The NIC with the same uuid becomes this one.
+    UpdateNic {
+        vm: String,
+        nic: Nic,
+    },
+    DeleteNic {
+        vm: String,
+        uuid: String,
+    },
+    /// Associates categories, or takes them away.
+    Categories {
+        vm: String,
+        ext_ids: Vec<String>,
+        associate: bool,
+    },
+    /// Guest tools: their CD-ROM is inserted and, if wanted, they are installed.
+    GuestTools {
+        vm: String,
+        capabilities: Value,
+        install: bool,
+    },
+    /// The storage container gets this list of its own.
+    UpdateContainer {
+        container: String,
+        whitelist: Vec<Value>,
+    },
 }
 
 impl Work {
-    /// The VM it is done to.
-    pub fn vm(&self) -> &str {
+    /// The VM, or the storage container, it is done to.
+    pub fn entity(&self) -> &str {
         match self {
             Self::Create { vm, .. } | Self::Update { vm, .. } | Self::Delete { vm } | Self::PowerOn { vm } => vm,
             Self::PowerOff { vm } | Self::ShutDown { vm } | Self::AddDisk { vm, .. } => vm,
             Self::ResizeDisk { vm, .. } | Self::DeleteDisk { vm, .. } => vm,
+            Self::AddNic { vm, .. } | Self::UpdateNic { vm, .. } | Self::DeleteNic { vm, .. } => vm,
+            Self::Categories { vm, .. } | Self::GuestTools { vm, .. } => vm,
+            Self::UpdateContainer { container, .. } => container,
+        }
+    }
+
+    /// What kind of thing that is.
+    pub fn rel(&self) -> &'static str {
+        match self {
+            Self::UpdateContainer { .. } => "clustermgmt:config:storage-container",
+            _ => "vmm:ahv:config:vm",
         }
     }
 
@@ -89,6 +131,14 @@ impl Work {
             Self::AddDisk { .. } => "CreateDisk",
             Self::ResizeDisk { .. } => "UpdateDisk",
             Self::DeleteDisk { .. } => "DeleteDisk",
+            Self::AddNic { .. } => "CreateNic",
+            Self::UpdateNic { .. } => "UpdateNic",
+            Self::DeleteNic { .. } => "DeleteNic",
+            Self::Categories { associate: true, .. } => "AssociateCategories",
+            Self::Categories { associate: false, .. } => "DisassociateCategories",
+            Self::GuestTools { install: true, .. } => "InstallGuestTools",
+            Self::GuestTools { install: false, .. } => "InsertGuestTools",
+            Self::UpdateContainer { .. } => "UpdateStorageContainer",
         }
     }
 }
@@ -99,22 +149,24 @@ pub struct Task {
     pub ext_id: String,
     pub operation: &'static str,
     pub progress: Progress,
-    vm_uuid: String,
-    vm_name: String,
+    entity: String,
+    entity_name: String,
+    rel: &'static str,
     looks: u32,
     created: Timestamp,
     completed: Option<Timestamp>,
 }
 
 impl Task {
-    /// A queued task that is about one VM.
-    pub fn new(operation: &'static str, vm_uuid: &str, vm_name: &str) -> Self {
+    /// A queued task.
+    pub fn new(work: &Work, entity_name: &str) -> Self {
         Self {
             ext_id: format!("ZXJnb24=:{}", new_uuid()),
-            operation,
+            operation: work.operation(),
             progress: Progress::Queued,
-            vm_uuid: vm_uuid.to_owned(),
-            vm_name: vm_name.to_owned(),
+            entity: work.entity().to_owned(),
+            entity_name: entity_name.to_owned(),
+            rel: work.rel(),
             looks: 0,
             created: Timestamp::now(),
             completed: None,
@@ -149,7 +201,7 @@ impl Task {
             "createdTime": self.created.to_string(),
             "entitiesAffected": [{
                 "$objectType": "prism.v4.config.EntityReference",
-                "extId": self.vm_uuid, "name": self.vm_name, "rel": "vmm:ahv:config:vm",
+                "extId": self.entity, "name": self.entity_name, "rel": self.rel,
             }],
         });
         match &shown {

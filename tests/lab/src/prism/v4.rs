@@ -24,8 +24,8 @@ pub enum Refusal {
     EtagMismatch { what: String, given: Option<String> },
     /// 501: the real one has this, the simulator has not.
     NotSimulated(String),
-    /// A switch was thrown.
-    Switched(StatusCode),
+    /// A switch was thrown; what the server in front of the API says, with `Retry-After` in seconds.
+    Switched(StatusCode, Option<u64>),
 }
 
 impl Refusal {
@@ -36,7 +36,7 @@ impl Refusal {
             Self::Schema(_) | Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::EtagMismatch { .. } => StatusCode::PRECONDITION_FAILED,
             Self::NotSimulated(_) => StatusCode::NOT_IMPLEMENTED,
-            Self::Switched(status) => *status,
+            Self::Switched(status, _) => *status,
         }
     }
 
@@ -56,7 +56,7 @@ impl Refusal {
                 app_messages("VMM-30303", "VM_ETAG_MISMATCH", &message)
             }
             Self::NotSimulated(what) => app_messages("SIM-501", "NOT_IMPLEMENTED", &format!("{what} is not simulated")),
-            Self::Switched(status) => {
+            Self::Switched(status, _) => {
                 let reason = status.canonical_reason().unwrap_or_default();
                 app_messages(&format!("SIM-{}", status.as_u16()), "SWITCHED", reason)
             }
@@ -66,6 +66,10 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        if let Self::Switched(StatusCode::NOT_FOUND, _) = self {
+            // A gateway has never heard of the API's error format.
+            return (StatusCode::NOT_FOUND, "<html><body>404 Not Found</body></html>").into_response();
+        }
         let errors = self.errors();
         let variant =
             if errors.is_array() { "List<prism.v4.error.AppMessage>" } else { "prism.v4.error.SchemaValidationError" };
@@ -78,7 +82,11 @@ impl IntoResponse for Refusal {
                 "error": errors,
             },
         });
-        (self.status(), Json(body)).into_response()
+        let mut response = (self.status(), Json(body)).into_response();
+        if let Self::Switched(_, Some(seconds)) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::model::{Disk, DiskAddress, Nic, Vm, new_uuid};
 use super::parse::{self, DiskRequest, VmRequest};
@@ -93,6 +93,17 @@ fn perform(store: &Store, work: Work) -> Result<(), String> {
         Work::AddDisk { vm, disk } => add_disk(store, &vm, &disk),
         Work::ResizeDisk { vm, device_uuid, size_bytes } => resize_disk(store, &vm, &device_uuid, size_bytes),
         Work::DeleteDisk { vm, device_uuid } => delete_disk(store, &vm, &device_uuid),
+        Work::AddNic { vm, nic } => add_nic(store, &vm, nic),
+        Work::UpdateNic { vm, nic } => update_nic(store, &vm, nic),
+        Work::DeleteNic { vm, uuid } => delete_nic(store, &vm, &uuid),
+        Work::Categories { vm, ext_ids, associate } => categories(store, &vm, &ext_ids, associate),
+        Work::GuestTools { vm, capabilities, install } => guest_tools(store, &vm, &capabilities, install),
+        Work::UpdateContainer { whitelist, .. } => {
+            let mut state = store.raw_state();
+            state.container.whitelist = Some(whitelist);
+            state.container.version += 1;
+            Ok(())
+        }
     }
 }
 
@@ -283,4 +294,79 @@ fn delete_disk(store: &Store, uuid: &str, device_uuid: &str) -> Result<(), Strin
     let disk = vm.disks.remove(at.ok_or_else(|| format!("disk {device_uuid} is gone"))?);
     vm.touch();
     remove_file(store, &disk)
+}
+
+/// A NIC comes and goes while a VM runs, too.
+fn add_nic(store: &Store, uuid: &str, nic: Nic) -> Result<(), String> {
+    check_subnets(store, std::slice::from_ref(&nic))?;
+    let mut state = store.state();
+    let vm = state.vm_mut(uuid)?;
+    if vm.nics.iter().any(|other| other.mac == nic.mac) {
+        return Err(format!("the VM has a NIC with address {} already", nic.mac));
+    }
+    vm.nics.push(nic);
+    vm.touch();
+    Ok(())
+}
+
+fn update_nic(store: &Store, uuid: &str, nic: Nic) -> Result<(), String> {
+    check_subnets(store, std::slice::from_ref(&nic))?;
+    let mut state = store.state();
+    let vm = state.vm_mut(uuid)?;
+    let Some(known) = vm.nics.iter_mut().find(|known| known.uuid == nic.uuid) else {
+        return Err(format!("NIC {} is gone", nic.uuid));
+    };
+    *known = nic;
+    vm.touch();
+    Ok(())
+}
+
+fn delete_nic(store: &Store, uuid: &str, nic: &str) -> Result<(), String> {
+    let mut state = store.state();
+    let vm = state.vm_mut(uuid)?;
+    let before = vm.nics.len();
+    vm.nics.retain(|known| known.uuid != nic);
+    if vm.nics.len() == before {
+        return Err(format!("NIC {nic} is gone"));
+    }
+    vm.touch();
+    Ok(())
+}
+
+fn categories(store: &Store, uuid: &str, ext_ids: &[String], associate: bool) -> Result<(), String> {
+    let mut state = store.state();
+    let known = |ext_id: &String| state.categories.iter().any(|category| category.uuid == *ext_id);
+    if let Some(unknown) = ext_ids.iter().find(|ext_id| !known(ext_id)) {
+        return Err(format!("category {unknown} does not exist"));
+    }
+    let vm = state.vm_mut(uuid)?;
+    let mut list = vm.settings.get("categories").and_then(Value::as_array).cloned().unwrap_or_default();
+    list.retain(|category| !ext_ids.iter().any(|ext_id| category["extId"] == **ext_id));
+    if associate {
+        list.extend(ext_ids.iter().map(|ext_id| json!({ "extId": ext_id })));
+    }
+    vm.settings.insert("categories".into(), Value::Array(list));
+    vm.touch();
+    Ok(())
+}
+
+/// Their CD-ROM appears in the VM, as everything does that a Terraform definition does not know of.
+fn guest_tools(store: &Store, uuid: &str, capabilities: &Value, install: bool) -> Result<(), String> {
+    let mut state = store.state();
+    if install {
+        require_power(&mut state, uuid, true)?;
+    }
+    let vm = state.vm_mut(uuid)?;
+    let is_installed = install || vm.settings.get("guestTools").is_some_and(|tools| tools["isInstalled"] == true);
+    let tools = json!({
+        "version": "4.1.0", "availableVersion": "4.1.0", "isEnabled": true, "isIsoInserted": true,
+        "isInstalled": is_installed, "isReachable": is_installed, "capabilities": capabilities,
+    });
+    vm.settings.insert("guestTools".into(), tools);
+    if !vm.cd_roms.iter().any(|cd_rom| cd_rom["isoType"] == "GUEST_TOOLS") {
+        let address = json!({ "busType": "IDE", "index": 3 });
+        vm.cd_roms.push(with_ext_id(json!({ "diskAddress": address, "isoType": "GUEST_TOOLS" })));
+    }
+    vm.touch();
+    Ok(())
 }
