@@ -45,8 +45,6 @@ pub fn router(store: Arc<Store>) -> Router {
         .route("/api/prism/{version}/config/categories/{id}", get(get_category))
         .route("/api/prism/{version}/config/tasks", get(list_tasks))
         .route("/api/prism/{version}/config/tasks/{task}", get(get_task))
-        .route("/api/prism/{version}/config/categories", get(list_categories))
-        .route("/api/prism/{version}/config/categories/{id}", get(get_category))
         .route("/api/clustermgmt/{version}/config/clusters", get(list_clusters))
         .route("/api/clustermgmt/{version}/config/clusters/{id}", get(get_cluster))
         .route("/api/clustermgmt/{version}/config/storage-containers", get(list_containers))
