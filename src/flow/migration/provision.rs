@@ -149,9 +149,9 @@ fn must_not_go_on(input: &Input<'_>) -> Option<Progress> {
     applying.then(|| Progress::waits("Applying", format!("Terraform's plan is being applied{}", at(application))))
 }
 
-/// ` of <pipeline>`, for the middle of a sentence.
+/// ` (<pipeline>)`, for the middle of a sentence.
 fn at(application: &Application) -> String {
-    application.url.as_ref().map(|url| format!(" of {url}")).unwrap_or_default()
+    application.url.as_ref().map(|url| format!(" ({url})")).unwrap_or_default()
 }
 
 /// Why the VM does not exist yet, and who creates it.

@@ -232,7 +232,9 @@ impl Timeline {
         }
         let waiting = status.waiting_for.as_ref();
         // The command in the message is shown further down, as it is typed.
-        let text = waiting.map_or("done", |waiting| waiting.message.split(": kubectl").next().unwrap_or_default());
+        let text = waiting.map_or("done", |waiting| {
+            waiting.message.split(": kubectl").next().unwrap_or_default().trim_end_matches(", or")
+        });
         if self.step != phase(migration) || self.text != text {
             (self.step, self.text) = (phase(migration).into(), text.into());
             self.event(&self.step.clone(), &text.replace(". ", ".\n                      "));
