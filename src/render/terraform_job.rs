@@ -72,16 +72,16 @@ impl JobInput<'_> {
         let short = |text: &str| text.chars().take(8).collect::<String>();
         format!("terraform-{}-{}-{}-{action}", short(self.uid), short(self.commit), self.round)
     }
+}
 
-    /// The migration, which the plan goes with.
-    pub fn owner(&self) -> OwnerReference {
-        OwnerReference {
-            api_version: "drover.dev/v1alpha1".into(),
-            kind: "VmMigration".into(),
-            name: self.migration.into(),
-            uid: self.uid.into(),
-            ..OwnerReference::default()
-        }
+/// The migration, which its plan goes with.
+pub fn owner(migration: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "drover.dev/v1alpha1".into(),
+        kind: "VmMigration".into(),
+        name: migration.into(),
+        uid: uid.into(),
+        ..OwnerReference::default()
     }
 }
 
@@ -98,7 +98,7 @@ pub fn job(input: &JobInput<'_>, action: &Action) -> Job {
         (ACTION_LABEL.into(), word.to_owned()),
     ]);
     // What is being applied is not broken off because the migration is deleted.
-    let owners = (*action == Action::Plan).then(|| vec![input.owner()]);
+    let owners = (*action == Action::Plan).then(|| vec![owner(input.migration, input.uid)]);
     Job {
         metadata: ObjectMeta {
             name: Some(name),

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt};
 
@@ -17,7 +16,7 @@ use crate::api::MIGRATION_LABEL;
 use crate::edge::git::{self, Access};
 use crate::edge::terraform::Engine;
 use crate::plan::court::{self, Verdict};
-use crate::render::terraform_job::{LOCK_KEY, PLAN_KEY, VERDICT_KEY};
+use crate::render::terraform_job::{LOCK_KEY, PLAN_KEY, VERDICT_KEY, owner};
 
 /// The file in which Terraform keeps which providers it uses.
 const LOCK_FILE: &str = ".terraform.lock.hcl";
@@ -157,13 +156,6 @@ async fn judge(engine: &Engine, saved: &Path, options: &Options) -> Result<Verdi
 async fn keep(options: &Options, plan: Vec<u8>, lock: Vec<u8>, verdict: &Verdict) -> Result<()> {
     let Options { namespace, secret: name, migration, migration_uid, .. } = options;
     let secrets: Api<Secret> = Api::namespaced(Client::try_default().await?, namespace);
-    let owner = OwnerReference {
-        api_version: "drover.dev/v1alpha1".into(),
-        kind: "VmMigration".into(),
-        name: migration.clone(),
-        uid: migration_uid.clone(),
-        ..OwnerReference::default()
-    };
     let data = BTreeMap::from([
         (PLAN_KEY.to_owned(), ByteString(plan)),
         (LOCK_KEY.to_owned(), ByteString(lock)),
@@ -173,7 +165,7 @@ async fn keep(options: &Options, plan: Vec<u8>, lock: Vec<u8>, verdict: &Verdict
         metadata: ObjectMeta {
             name: Some(name.clone()),
             labels: Some(BTreeMap::from([(MIGRATION_LABEL.into(), migration_uid.clone())])),
-            owner_references: Some(vec![owner]),
+            owner_references: Some(vec![owner(migration, migration_uid)]),
             ..ObjectMeta::default()
         },
         data: Some(data),

@@ -31,8 +31,8 @@ func vmResource() *schema.Resource {
 
 func createVM(ctx context.Context, d *schema.ResourceData, meta any) diag.Diagnostics {
 	c := meta.(*clients)
-	// The server creates every VM off; one that is to run is powered on by a call of its own. One that is to stay off is left alone: the
-	// official provider makes no call then, and by the end of a slow apply somebody may have started it.
+	// The server creates every VM off; power_state is a call of its own. Like the official provider, this looks once more at a VM that is to
+	// be off, and powers it off if somebody has started it since.
 	body := expand(vmSchema(), d.GetRawPlan(), "power_state")
 	if err := decodeInto(config.NewVm(), body); err != nil {
 		return diag.FromErr(err)
@@ -48,13 +48,14 @@ func createVM(ctx context.Context, d *schema.ResourceData, meta any) diag.Diagno
 	}
 	d.SetId(id)
 
-	if d.Get("power_state") == "ON" {
-		if err := c.setPower(ctx, id, "ON", d.Timeout(schema.TimeoutCreate)); err != nil {
+	state := d.Get("power_state").(string)
+	if state == "ON" || state == "OFF" {
+		if err := c.setPower(ctx, id, state, d.Timeout(schema.TimeoutCreate)); err != nil {
 			return diag.FromErr(err)
 		}
-		if len(d.Get("nics").([]any)) > 0 {
-			c.awaitIP(ctx, id)
-		}
+	}
+	if state == "ON" && len(d.Get("nics").([]any)) > 0 {
+		c.awaitIP(ctx, id)
 	}
 	return readVM(ctx, d, meta)
 }

@@ -115,7 +115,14 @@ impl Cluster {
 
     /// Stops the API server in its tracks (SIGSTOP): connections stay open and nothing answers.
     pub fn pause_api_server(&self) -> Result<()> {
-        self.api_server().signal(Signal::SIGSTOP)
+        let server = self.api_server();
+        server.signal(Signal::SIGSTOP)?;
+        // Its threads stop one after the other.
+        let stat = PathBuf::from(format!("/proc/{}/stat", server.pid()));
+        while !std::fs::read_to_string(&stat).context("look at the API server")?.contains(") T ") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Lets a paused API server go on.

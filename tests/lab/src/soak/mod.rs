@@ -125,6 +125,7 @@ impl Soak {
             let _quiet = self.provisioning.write().await;
             insist(|| self.lab.migrate(&name)).await?;
             self.lab.wait_reason(&name, "Approval", Duration::from_secs(300)).await?;
+            self.applied(&name).await?;
         }
         self.know_target(&name)?;
         let mut tried: BTreeMap<(Moment, Fault), u32> = BTreeMap::new();
@@ -169,6 +170,7 @@ impl Soak {
                     migration.status.as_ref().is_some_and(|status| status.target.is_some())
                 };
                 self.lab.wait(&name, "provisioned", Duration::from_secs(300), pinned).await?;
+                self.applied(&name).await?;
             }
             self.know_target(&name)?;
             self.round_of_new(&domain, number, &Plan::draw_complete(&mut chance)).await?;
@@ -176,6 +178,19 @@ impl Soak {
             self.clear_away(&domain).await?;
         }
         Ok(())
+    }
+
+    /// Waits for the end of the run that created a target. The provider looks at its VM's power state in the end, and powers off one that runs:
+    /// a run that a broken Prism draws out would meet a target that has taken over.
+    async fn applied(self: &Arc<Self>, name: &str) -> Result<()> {
+        let status = insist(|| async { Ok(self.lab.migrations().get(name).await?) }).await?.status.unwrap_or_default();
+        let commit = status.terraform.map(|terraform| terraform.commit).unwrap_or_default();
+        let soak = self.clone();
+        let ended = tokio::task::spawn_blocking(move || {
+            let pipeline = soak.lab.pipeline.as_ref();
+            pipeline.map(|pipeline| pipeline.wait_for(&commit, Duration::from_secs(120))).transpose()
+        });
+        ended.await?.map(drop)
     }
 
     /// A guest that runs and writes, on two small disks if its number is even.
