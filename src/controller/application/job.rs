@@ -10,12 +10,9 @@ use kube::{Api, ResourceExt};
 use crate::api::terraform_repository::JobApply;
 use crate::api::{MIGRATION_LABEL, TerraformRepositorySpec, VmMigration};
 use crate::controller::context::{Context, SecretText};
-use crate::flow::migration::{Application, Fact, Refusal, Stage};
+use crate::flow::migration::{Application, Fact, JobEnd, Refusal, TERRAFORM_ROUNDS, TerraformJobs};
 use crate::plan::court::Verdict;
 use crate::render::terraform_job::{Action, JobInput, VERDICT_KEY, job};
-
-/// How often a plan is made anew by itself after one could not be applied.
-const ROUNDS: u32 = 5;
 
 /// The newest round's Jobs, and the plan that they left.
 pub async fn observe(
@@ -31,7 +28,7 @@ pub async fn observe(
     let listed = jobs.list(&ours).await.map_err(|error| unreadable(&namespace, &error))?;
     let jobs: HashMap<String, Job> = listed.items.into_iter().map(|job| (job.name_any(), job)).collect();
     let input = |round| input(migration, &namespace, &uid, repository, apply, commit, round);
-    let newest = (0..=ROUNDS).rev().find(|round| {
+    let newest = (0..=TERRAFORM_ROUNDS).rev().find(|round| {
         let input = input(*round);
         jobs.contains_key(&input.plan_name()) || jobs.contains_key(&input.apply_name())
     });
@@ -39,34 +36,17 @@ pub async fn observe(
     let names = (input(round).plan_name(), input(round).apply_name());
     let (plan_job, apply_job) = (jobs.get(&names.0).map(state), jobs.get(&names.1).map(state));
     let verdict = match plan_job {
-        Some(State::Complete) | None => kept_verdict(context, &namespace, &names.0).await?,
-        Some(State::Active | State::Failed) => None,
+        Some(JobEnd::Complete) | None => kept_verdict(context, &namespace, &names.0).await?,
+        Some(JobEnd::Active | JobEnd::Failed) => None,
     };
-    let log = |name: &str| format!("see kubectl -n {namespace} logs job/{name}");
-    let stage = match (apply_job, plan_job, &verdict) {
-        (Some(State::Active), _, _) => Stage::Applying,
-        (Some(State::Complete), _, _) => Stage::Applied,
-        (Some(State::Failed), _, _) if round < ROUNDS => Stage::Unplanned { round: round + 1 },
-        (Some(State::Failed), _, _) => Stage::Failed {
-            why: format!(
-                "the plan could not be applied in {} rounds: {}; mend what it says, then delete that Job",
-                ROUNDS + 1,
-                log(&names.1)
-            ),
-        },
-        (None, Some(State::Active), _) => Stage::Planning,
-        (None, Some(State::Failed), _) => Stage::Failed {
-            why: format!(
-                "Job {} could not make a plan: {}; mend what it says, then delete that Job",
-                names.0,
-                log(&names.0)
-            ),
-        },
-        (None, _, Some(verdict)) => Stage::Planned { handle: format!("{round} {}", verdict.digest) },
-        (None, None, None) => Stage::Unplanned { round },
-        // Somebody deleted the plan's Secret.
-        (None, Some(State::Complete), None) => Stage::Unplanned { round: round + 1 },
+    let seen = TerraformJobs {
+        round,
+        plan_job: format!("{namespace}/{}", names.0),
+        apply_job: format!("{namespace}/{}", names.1),
+        planned: plan_job,
+        applied: apply_job,
     };
+    let stage = seen.stage(verdict.as_ref().map(|verdict| verdict.digest.as_str()));
     let verdict = verdict.map_or(Fact::NotAsked, Fact::Known);
     Ok(Application { url: None, stage, verdict, harm: Fact::NotAsked })
 }
@@ -137,21 +117,13 @@ fn unreadable(namespace: &str, error: &kube::Error) -> Refusal {
     Refusal::new("TerraformJobForbidden", message)
 }
 
-/// What a Job came to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Active,
-    Complete,
-    Failed,
-}
-
-fn state(job: &Job) -> State {
+fn state(job: &Job) -> JobEnd {
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let holds = |name: &str| conditions.iter().any(|condition| condition.type_ == name && condition.status == "True");
     match (holds("Complete"), holds("Failed")) {
-        (true, _) => State::Complete,
-        (false, true) => State::Failed,
-        (false, false) => State::Active,
+        (true, _) => JobEnd::Complete,
+        (false, true) => JobEnd::Failed,
+        (false, false) => JobEnd::Active,
     }
 }
 

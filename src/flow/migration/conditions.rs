@@ -8,8 +8,8 @@ use crate::api::VmMigrationStatus;
 use crate::api::common::{Condition, MicroTime, Time, Tri};
 
 /// Waits that are nobody's failure: a person, or the hour, ends them.
-pub const FOR_A_PERSON: &[&str] =
-    &["Approval", "ApprovalVoid", "Held", "NotBefore", "PlanApproval", "PlanApprovalVoid"];
+const AWAITS_A_PERSON: &[&str] =
+    &["Approval", "ApprovalVoid", "AwaitingMerge", "Held", "NotBefore", "PlanApproval", "PlanApprovalVoid"];
 
 /// Rewrites `conditions`, `phase` and `downtime`.
 pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Progress) {
@@ -19,7 +19,7 @@ pub fn project(input: &Input<'_>, status: &mut VmMigrationStatus, outcome: &Prog
     };
     let done = matches!(outcome, Progress::Done);
     let (reason, message) = (reason.to_owned(), message.to_owned());
-    let awaits_person = !done && FOR_A_PERSON.contains(&reason.as_str());
+    let awaits_person = !done && AWAITS_A_PERSON.contains(&reason.as_str());
     let mut put = |name: &str, holds: bool, reason: &str, message: &str| {
         set(&mut status.conditions, input, name, holds.into(), reason, message);
     };

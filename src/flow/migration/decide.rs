@@ -319,8 +319,10 @@ fn with_deletion(input: &Input<'_>, status: &VmMigrationStatus, outcome: Progres
 
 /// How soon to look again: somebody's pipeline, and the person who starts it, may take days, and Prism and GitLab are asked each time.
 fn pace(input: &Input<'_>, refusal: &Refusal) -> Duration {
-    let for_others =
-        matches!(refusal.reason.as_str(), "Provisioning" | "Applying" | "PlanApproval" | "PlanApprovalVoid");
+    let for_others = matches!(
+        refusal.reason.as_str(),
+        "AwaitingMerge" | "Provisioning" | "Applying" | "PlanApproval" | "PlanApprovalVoid"
+    );
     let waiting = input.status.waiting_for.as_ref().filter(|waiting| waiting.reason == refusal.reason);
     let long = waiting.is_some_and(|waiting| input.now.duration_since(waiting.since.0).as_secs() > A_WHILE_SECONDS);
     if for_others && long { UNHURRIED } else { SOON }

@@ -34,7 +34,7 @@ pub use effect::Effect;
 pub use evidence::evidence;
 pub use guest_tools::is_needed as guest_tools_are_needed;
 pub use permit::PowerOnPermit;
-pub use pipeline::{JobState, PipelineJob, stage};
+pub use pipeline::{JobEnd, JobState, PipelineJob, TERRAFORM_ROUNDS, TerraformJobs, stage};
 pub use prepare::to_be_read as canary_to_be_read;
 pub use seen::{
     Application, CanarySeen, Fact, GuestToolsSeen, Needs, OtherUse, Refusal, Seen, Setup, Stage, TargetVm,
